@@ -1,0 +1,17 @@
+//! Values and the rules between them: no I/O, no SQL text, no HTTP.
+
+mod clock;
+mod filter;
+mod ids;
+mod page;
+mod task;
+mod turn;
+mod word;
+
+pub use clock::Clock;
+pub use filter::TaskFilter;
+pub use ids::{AgentId, Label, OrganizationId, TaskId, TextError, UserId};
+pub use page::{PageRequest, TaskPage};
+pub use task::{Progress, Report, Status, Task, TaskSummary};
+pub use turn::{Input, Invocation, OutputFormat, ReasoningEffort, Request, ThinkMode, Turn, User};
+pub use word::Word;

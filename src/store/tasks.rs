@@ -1,0 +1,257 @@
+//! Reading: lists with their totals, and single tasks.
+
+use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+
+use super::{Store, StoreError};
+use crate::domain::{
+    AgentId, Label, OrganizationId, PageRequest, Progress, Status, Task, TaskFilter, TaskId, TaskPage, TaskSummary,
+    Turn, UserId,
+};
+
+type Sql = QueryBuilder<Postgres>;
+
+/// Selects whole tasks into [`TaskRow`]s. `t` is the row of `tasks` and `l` that of its latest turn, however the
+/// two clauses that are given (what comes before SELECT, and FROM to the end) find or make them.
+macro_rules! select_task {
+    ($before:literal, $from:literal, $($bind:expr),+ $(,)?) => {
+        sqlx::query_as!(
+            TaskRow,
+            $before
+                + r#"
+                SELECT t.organization_id AS "organization_id: OrganizationId",
+                       t.id AS "id: TaskId",
+                       t.agent_id AS "agent_id: AgentId",
+                       t.user_id AS "user_id: UserId",
+                       t.parent_task_id AS "parent_task_id: TaskId",
+                       t.triggering_agent_id AS "triggering_agent_id: AgentId",
+                       t.status AS "status: Status",
+                       t.internal_status AS "internal_status: Label",
+                       t.source AS "source: Label",
+                       t.title, t.result, t.turns, t.created_at, t.updated_at,
+                       l.input::text AS "input!",
+                       l.request::text AS "request!",
+                       l.last_executed_node_id, l.is_manually_stopped, l.created_at AS turn_created_at,
+                       l.started_at, l.paused_at, l.finished_at,
+                       ARRAY(
+                           SELECT c.id FROM tasks c
+                           WHERE c.organization_id = t.organization_id AND c.parent_task_id = t.id
+                           ORDER BY c.created_at, c.id
+                       ) AS "sub_executions!: Vec<TaskId>",
+                       ARRAY(
+                           SELECT c.id FROM tasks c
+                           WHERE c.organization_id = t.organization_id AND c.parent_task_id = t.id
+                             AND c.status IN ('error', 'failed', 'completed', 'stopped')
+                           ORDER BY c.created_at, c.id
+                       ) AS "finished_sub_executions!: Vec<TaskId>"
+                "#
+                + $from,
+            $($bind),+
+        )
+    };
+}
+pub(super) use select_task;
+
+/// A whole task as selected.
+pub(super) struct TaskRow {
+    pub(super) organization_id: OrganizationId,
+    pub(super) id: TaskId,
+    pub(super) agent_id: AgentId,
+    pub(super) user_id: Option<UserId>,
+    pub(super) parent_task_id: Option<TaskId>,
+    pub(super) triggering_agent_id: Option<AgentId>,
+    pub(super) status: Status,
+    pub(super) internal_status: Option<Label>,
+    pub(super) source: Label,
+    pub(super) title: Option<String>,
+    pub(super) result: Option<String>,
+    pub(super) turns: i32,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) updated_at: DateTime<Utc>,
+    pub(super) input: String,
+    pub(super) request: String,
+    pub(super) last_executed_node_id: Option<String>,
+    pub(super) is_manually_stopped: bool,
+    pub(super) turn_created_at: DateTime<Utc>,
+    pub(super) started_at: Option<DateTime<Utc>>,
+    pub(super) paused_at: Option<DateTime<Utc>>,
+    pub(super) finished_at: Option<DateTime<Utc>>,
+    pub(super) sub_executions: Vec<TaskId>,
+    pub(super) finished_sub_executions: Vec<TaskId>,
+}
+
+impl TaskRow {
+    pub(super) fn into_task(self) -> Result<Task, StoreError> {
+        let row = || format!("{}, {}, turn {}", self.organization_id, self.id, self.turns);
+        let turn = Turn {
+            number: self.turns,
+            input: parse_json(&self.input, row)?,
+            request: parse_json(&self.request, row)?,
+            progress: Progress {
+                status: self.status,
+                internal_status: self.internal_status.clone(),
+                result: self.result.clone(),
+                last_executed_node_id: self.last_executed_node_id,
+                is_manually_stopped: self.is_manually_stopped,
+                started_at: self.started_at,
+                paused_at: self.paused_at,
+                finished_at: self.finished_at,
+            },
+            created_at: self.turn_created_at,
+        };
+        let summary = TaskSummary {
+            organization_id: self.organization_id,
+            id: self.id,
+            agent_id: self.agent_id,
+            user_id: self.user_id,
+            parent_task_id: self.parent_task_id,
+            triggering_agent_id: self.triggering_agent_id,
+            status: self.status,
+            internal_status: self.internal_status,
+            source: self.source,
+            title: self.title,
+            result: self.result,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        };
+        Ok(Task {
+            summary,
+            turn,
+            sub_executions: self.sub_executions,
+            finished_sub_executions: self.finished_sub_executions,
+        })
+    }
+}
+
+fn parse_json<T: DeserializeOwned>(text: &str, row: impl Fn() -> String) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|source| StoreError::Corrupt { table: "task_turns", row: row(), source })
+}
+
+impl Store {
+    /// A task with its latest turn, or `None` where the organisation has no such task.
+    pub async fn get_task(&self, organization: OrganizationId, id: &TaskId) -> Result<Option<Task>, StoreError> {
+        let mut connection = self.pool.get().await?;
+        let task = fetch_task(&mut connection, organization, id).await?;
+        connection.done();
+        Ok(task)
+    }
+
+    /// One page of an organisation's tasks, newest first, and how many there are on all pages.
+    pub async fn list_tasks(
+        &self,
+        organization: OrganizationId,
+        filter: &TaskFilter,
+        page: PageRequest,
+    ) -> Result<TaskPage, StoreError> {
+        let mut connection = self.pool.get().await?;
+        let rows = list_statement("", organization, filter, page).build().fetch_all(&mut *connection).await?;
+        connection.done();
+        // The total comes on every row, and on one row without a task where the page is empty.
+        let total = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+        let items = rows
+            .iter()
+            .filter_map(|row| read_summary(organization, row).transpose())
+            .collect::<Result<_, sqlx::Error>>()?;
+        Ok(TaskPage { items, total })
+    }
+
+    /// How the server would run the statement behind [`Store::list_tasks`]: `EXPLAIN (FORMAT JSON)`.
+    pub async fn explain_list_tasks(
+        &self,
+        organization: OrganizationId,
+        filter: &TaskFilter,
+        page: PageRequest,
+    ) -> Result<serde_json::Value, StoreError> {
+        let mut connection = self.pool.get().await?;
+        let mut statement = list_statement("EXPLAIN (FORMAT JSON) ", organization, filter, page);
+        let plan = statement.build_query_scalar().fetch_one(&mut *connection).await?;
+        connection.done();
+        Ok(plan)
+    }
+}
+
+pub(super) async fn fetch_task(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    id: &TaskId,
+) -> Result<Option<Task>, StoreError> {
+    select_task!(
+        "",
+        r#"
+        FROM tasks t
+        JOIN task_turns l ON l.organization_id = t.organization_id AND l.task_id = t.id AND l.turn = t.turns
+        WHERE t.organization_id = $1 AND t.id = $2
+        "#,
+        organization as OrganizationId,
+        id as &TaskId
+    )
+    .fetch_optional(connection)
+    .await?
+    .map(TaskRow::into_task)
+    .transpose()
+}
+
+/// Page and total in one statement, so that both are of one snapshot.
+fn list_statement(start: &'static str, organization: OrganizationId, filter: &TaskFilter, page: PageRequest) -> Sql {
+    let mut sql = Sql::new(start);
+    sql.push("SELECT (SELECT count(*) FROM tasks");
+    push_filter(&mut sql, organization, filter);
+    sql.push(
+        ") AS total, page.* FROM (SELECT) AS always LEFT JOIN (\
+         SELECT id, agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status, source, \
+         title, result, created_at, updated_at FROM tasks",
+    );
+    push_filter(&mut sql, organization, filter);
+    sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(page.limit());
+    sql.push(" OFFSET ").push_bind(page.offset());
+    sql.push(") AS page ON true ORDER BY page.created_at DESC, page.id DESC");
+    sql
+}
+
+/// The WHERE clause that the page and the count share. Only what is set is pushed: a condition that allows for an
+/// unset filter (`$1 IS NULL OR …`) could use no index under a generic plan.
+fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter) {
+    // No `..`: a new field of `TaskFilter` does not compile until it is pushed here.
+    let TaskFilter { agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status } = filter;
+    sql.push(" WHERE organization_id = ").push_bind(organization);
+    if let Some(agent_id) = agent_id {
+        sql.push(" AND agent_id = ").push_bind(agent_id.clone());
+    }
+    if let Some(user_id) = user_id {
+        sql.push(" AND user_id = ").push_bind(user_id.clone());
+    }
+    if let Some(parent_task_id) = parent_task_id {
+        sql.push(" AND parent_task_id = ").push_bind(parent_task_id.clone());
+    }
+    if let Some(triggering_agent_id) = triggering_agent_id {
+        sql.push(" AND triggering_agent_id = ").push_bind(triggering_agent_id.clone());
+    }
+    if let Some(status) = status {
+        sql.push(" AND status = ").push_bind(*status);
+    }
+    if let Some(internal_status) = internal_status {
+        sql.push(" AND internal_status = ").push_bind(internal_status.clone());
+    }
+}
+
+/// The task on a row of [`list_statement`], by position; `None` on the row that an empty page has.
+fn read_summary(organization_id: OrganizationId, row: &PgRow) -> Result<Option<TaskSummary>, sqlx::Error> {
+    let Some(id) = row.try_get(1)? else { return Ok(None) };
+    Ok(Some(TaskSummary {
+        organization_id,
+        id,
+        agent_id: row.try_get(2)?,
+        user_id: row.try_get(3)?,
+        parent_task_id: row.try_get(4)?,
+        triggering_agent_id: row.try_get(5)?,
+        status: row.try_get(6)?,
+        internal_status: row.try_get(7)?,
+        source: row.try_get(8)?,
+        title: row.try_get(9)?,
+        result: row.try_get(10)?,
+        created_at: row.try_get(11)?,
+        updated_at: row.try_get(12)?,
+    }))
+}
