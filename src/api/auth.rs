@@ -1,0 +1,64 @@
+//! Who calls. These extractors are the only way from a request to an [`OrganizationId`], and every method of the
+//! store wants one, so a handler without them does not compile. They come first in a handler's arguments: a request
+//! without a valid key learns nothing about what else is wrong with it.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+
+use super::Api;
+use super::error::ApiError;
+use crate::domain::OrganizationId;
+use crate::store::{Authenticated, KeyDigest};
+
+/// The header that carries the API key.
+const HEADER: &str = "x-api-key";
+
+/// A caller with a valid key.
+pub(crate) struct Reader {
+    organization_id: OrganizationId,
+}
+
+/// A caller whose key may also record and report.
+pub(crate) struct Writer {
+    organization_id: OrganizationId,
+}
+
+impl Reader {
+    pub(crate) fn organization(&self) -> OrganizationId {
+        self.organization_id
+    }
+}
+
+impl Writer {
+    pub(crate) fn organization(&self) -> OrganizationId {
+        self.organization_id
+    }
+}
+
+impl FromRequestParts<Api> for Reader {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let Authenticated { organization_id, .. } = authenticate(parts, api).await?;
+        Ok(Self { organization_id })
+    }
+}
+
+impl FromRequestParts<Api> for Writer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let Authenticated { organization_id, can_write } = authenticate(parts, api).await?;
+        if can_write { Ok(Self { organization_id }) } else { Err(ApiError::ReadOnlyKey) }
+    }
+}
+
+async fn authenticate(parts: &Parts, api: &Api) -> Result<Authenticated, ApiError> {
+    let key = parts.headers.get(HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
+    if key.is_empty() {
+        return Err(ApiError::Unauthenticated);
+    }
+    // Looked up by its digest: how long the comparison takes tells nothing about the keys that are stored.
+    let caller = api.store.authenticate(KeyDigest::of(key), api.clock.now()).await?;
+    caller.ok_or(ApiError::Unauthenticated)
+}

@@ -1,0 +1,493 @@
+//! Faults of a request, in the words, the order and the shape of FastAPI and pydantic 2, which is what clients of the
+//! contract have been written against. A reader collects every fault of a request instead of stopping at the first.
+//! `tests/it/contract/fastapi_answers.json` holds what FastAPI itself answers.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use serde_json::{Map, Number, Value, json};
+
+use crate::domain::{TextError, Word};
+
+/// One fault, as the contract writes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Fault {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    loc: Vec<Step>,
+    msg: String,
+    input: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ctx: Option<Value>,
+}
+
+/// One step of the way to a value: a name, or an index in a list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Step {
+    Name(Cow<'static, str>),
+    Index(usize),
+}
+
+impl From<&'static str> for Step {
+    fn from(name: &'static str) -> Self {
+        Self::Name(Cow::Borrowed(name))
+    }
+}
+
+impl Fault {
+    pub(crate) fn new(kind: &'static str, loc: Vec<Step>, msg: impl Into<String>, input: Value) -> Self {
+        Self { kind, loc, msg: msg.into(), input, ctx: None }
+    }
+
+    fn with_ctx(mut self, ctx: Value) -> Self {
+        self.ctx = Some(ctx);
+        self
+    }
+
+    /// The body is no JSON; `position` counts characters from 0.
+    pub(crate) fn json_invalid(position: usize, error: &'static str) -> Self {
+        let loc = vec!["body".into(), Step::Index(position)];
+        Self::new("json_invalid", loc, "JSON decode error", json!({})).with_ctx(json!({ "error": error }))
+    }
+
+    /// Something required is not there; `within` is where it should be.
+    pub(crate) fn missing(loc: Vec<Step>, within: Value) -> Self {
+        Self::new("missing", loc, "Field required", within)
+    }
+
+    /// The value is no object, where an object with known fields is wanted.
+    pub(crate) fn not_an_object(loc: Vec<Step>, input: Value) -> Self {
+        let msg = "Input should be a valid dictionary or object to extract fields from";
+        Self::new("model_attributes_type", loc, msg, input)
+    }
+
+    /// The text can't be an id or a label, or can't be stored.
+    pub(crate) fn text(loc: Vec<Step>, error: TextError, input: Value) -> Self {
+        match error {
+            TextError::Empty => {
+                Self::new("string_too_short", loc, "String should have at least 1 character", input)
+                    .with_ctx(json!({ "min_length": 1 }))
+            }
+            TextError::TooManyCharacters => {
+                Self::new("string_too_long", loc, "String should have at most 255 characters", input)
+                    .with_ctx(json!({ "max_length": 255 }))
+            }
+            TextError::TooManyBytes | TextError::Nul => {
+                Self::new("value_error", loc, format!("Value error, {error}"), input)
+                    .with_ctx(json!({ "error": {} }))
+            }
+        }
+    }
+
+    fn one_of<T: Word>(loc: Vec<Step>, input: Value) -> Self {
+        let words: Vec<_> = T::ALL.iter().map(|value| format!("'{}'", value.as_str())).collect();
+        let expected = match words.as_slice() {
+            [start @ .., last] if !start.is_empty() => format!("{} or {last}", start.join(", ")),
+            _ => words.concat(),
+        };
+        Self::new("enum", loc, format!("Input should be {expected}"), input)
+            .with_ctx(json!({ "expected": expected }))
+    }
+}
+
+/// A query string, read parameter by parameter in the contract's order.
+pub(crate) struct QueryReader<'f> {
+    pairs: Vec<(Cow<'static, str>, String)>,
+    faults: &'f mut Vec<Fault>,
+}
+
+/// A whole number as the contract allows it: of up to 4,300 digits.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Integer {
+    /// Its value, or the nearest that fits.
+    pub(crate) value: i64,
+    /// All its digits, to say it back.
+    pub(crate) exact: Number,
+}
+
+impl<'f> QueryReader<'f> {
+    pub(crate) fn new(query: Option<&str>, faults: &'f mut Vec<Fault>) -> Self {
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+            .map(|(name, value)| (Cow::Owned(name.into_owned()), value.into_owned()))
+            .collect();
+        Self { pairs, faults }
+    }
+
+    /// A text; of several the last, and an empty one is not an absent one.
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
+        self.pairs.iter().rfind(|(other, _)| other == name).map(|(_, value)| value.clone())
+    }
+
+    /// A word of an enumeration.
+    pub(crate) fn one_of<T: Word>(&mut self, name: &'static str) -> Option<T> {
+        let text = self.text(name)?;
+        let value = T::parse(&text);
+        if value.is_none() {
+            self.faults.push(Fault::one_of::<T>(vec!["query".into(), name.into()], text.into()));
+        }
+        value
+    }
+
+    /// A whole number from 1 to `max`.
+    pub(crate) fn positive(&mut self, name: &'static str, default: i64, max: Option<i64>) -> Integer {
+        let fallback = Integer { value: default, exact: default.into() };
+        let Some(text) = self.text(name) else { return fallback };
+        let fault = |kind, msg: String| {
+            Fault::new(kind, vec!["query".into(), name.into()], msg, Value::from(text.as_str()))
+        };
+        let fault = match parse_integer(&text) {
+            Err(NotAnInteger::Grammar) => fault(
+                "int_parsing",
+                "Input should be a valid integer, unable to parse string as an integer".to_owned(),
+            ),
+            Err(NotAnInteger::Size) => fault(
+                "int_parsing_size",
+                "Unable to parse input string as an integer, exceeded maximum size".to_owned(),
+            ),
+            Ok(number) if number.value < 1 => {
+                fault("greater_than_equal", "Input should be greater than or equal to 1".to_owned())
+                    .with_ctx(json!({ "ge": 1 }))
+            }
+            Ok(number) => match max {
+                Some(max) if number.value > max => {
+                    fault("less_than_equal", format!("Input should be less than or equal to {max}"))
+                        .with_ctx(json!({ "le": max }))
+                }
+                _ => return number,
+            },
+        };
+        self.faults.push(fault);
+        fallback
+    }
+}
+
+#[derive(Debug)]
+enum NotAnInteger {
+    Grammar,
+    Size,
+}
+
+/// Most digits of a number: Python's own limit.
+const MAX_INTEGER_DIGITS: usize = 4300;
+
+/// Parses a whole number as pydantic does in its lax mode: space around it, a sign, leading zeros, single underscores
+/// between digits, and a fraction of zeros are all allowed.
+fn parse_integer(text: &str) -> Result<Integer, NotAnInteger> {
+    let strict = |text: &str| {
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        let well_formed = !digits.is_empty()
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+            && (digits.len() == 1 || !digits.starts_with('0'));
+        if !well_formed {
+            return Err(NotAnInteger::Grammar);
+        }
+        if digits.len() > MAX_INTEGER_DIGITS {
+            return Err(NotAnInteger::Grammar);
+        }
+        let nearest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
+        let value = text.parse().unwrap_or(nearest);
+        let exact = text.parse().map_err(|_| NotAnInteger::Grammar)?;
+        Ok(Integer { value, exact })
+    };
+
+    // The size is only looked at where the text begins with its digits, whatever follows them.
+    let untrimmed = text.strip_prefix('-').unwrap_or(text).as_bytes();
+    let leading_digits = untrimmed.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if leading_digits > MAX_INTEGER_DIGITS && untrimmed[0] != b'0' {
+        return Err(NotAnInteger::Size);
+    }
+
+    let trimmed = text.trim();
+    let (negative, unsigned) = match trimmed.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => match trimmed.strip_prefix('+') {
+            Some(rest) if rest.starts_with('-') => return Err(NotAnInteger::Grammar),
+            Some(rest) => (false, rest),
+            None => (false, trimmed),
+        },
+    };
+    let mut digits = strip_leading_zeros(unsigned).ok_or(NotAnInteger::Grammar)?;
+    if let Some((whole, fraction)) = digits.split_once('.')
+        && !fraction.is_empty()
+        && fraction.bytes().all(|byte| byte == b'0')
+    {
+        digits = whole;
+    }
+    let digits = if digits.starts_with('_') || digits.ends_with('_') || digits.contains("__") {
+        Cow::Borrowed(digits)
+    } else {
+        Cow::Owned(digits.replace('_', ""))
+    };
+    if negative { strict(&format!("-{digits}")) } else { strict(&digits) }
+}
+
+/// The text from its first digit that is not zero on; `None` where it does not begin like a number.
+fn strip_leading_zeros(text: &str) -> Option<&str> {
+    match text.bytes().next()? {
+        b'0' => {}
+        b'1'..=b'9' | b'-' => return Some(text),
+        _ => return None,
+    }
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            b'0' | b'_' => {}
+            b'1'..=b'9' | b'-' => return Some(&text[at..]),
+            b'.' => return Some(&text[at - 1..]),
+            _ => return None,
+        }
+    }
+    Some(&text[text.len() - 1..])
+}
+
+/// An object in a body, read field by field in the contract's order. Fields that nobody reads are ignored.
+pub(crate) struct ObjectReader<'a, 'f> {
+    fields: &'a Map<String, Value>,
+    loc: Vec<Step>,
+    faults: &'f mut Vec<Fault>,
+}
+
+impl<'a, 'f> ObjectReader<'a, 'f> {
+    /// A reader of the whole body, or `None`, and a fault, where it is no object.
+    pub(crate) fn of_body(body: &'a Value, faults: &'f mut Vec<Fault>) -> Option<Self> {
+        Self::of(body, vec!["body".into()], faults)
+    }
+
+    fn of(value: &'a Value, loc: Vec<Step>, faults: &'f mut Vec<Fault>) -> Option<Self> {
+        if let Value::Object(fields) = value {
+            Some(Self { fields, loc, faults })
+        } else {
+            faults.push(Fault::not_an_object(loc, value.clone()));
+            None
+        }
+    }
+
+    fn loc_of(&self, name: &'static str) -> Vec<Step> {
+        let mut loc = self.loc.clone();
+        loc.push(name.into());
+        loc
+    }
+
+    /// The field's value, unless it is absent or null.
+    fn present(&self, name: &str) -> Option<&'a Value> {
+        self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether the field is there and null.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(Value::is_null)
+    }
+
+    /// An object that must be there.
+    pub(crate) fn required_object(&mut self, name: &'static str) -> Option<ObjectReader<'a, '_>> {
+        let loc = self.loc_of(name);
+        let Some(value) = self.fields.get(name) else {
+            self.faults.push(Fault::missing(loc, Value::Object(self.fields.clone())));
+            return None;
+        };
+        ObjectReader::of(value, loc, self.faults)
+    }
+
+    /// An object that may be absent or null.
+    pub(crate) fn object(&mut self, name: &'static str) -> Option<ObjectReader<'a, '_>> {
+        ObjectReader::of(self.present(name)?, self.loc_of(name), self.faults)
+    }
+
+    /// A text that must be there. Where it is not, the fault is noted and the empty text stands in for it.
+    pub(crate) fn required_text(&mut self, name: &'static str) -> String {
+        let loc = self.loc_of(name);
+        match self.fields.get(name) {
+            None => self.faults.push(Fault::missing(loc, Value::Object(self.fields.clone()))),
+            Some(value) => return read_text(value, loc, self.faults).unwrap_or_default(),
+        }
+        String::new()
+    }
+
+    /// A text that may be absent or null.
+    pub(crate) fn text(&mut self, name: &'static str) -> Option<String> {
+        read_text(self.present(name)?, self.loc_of(name), self.faults)
+    }
+
+    /// A text that is checked, and then forgotten: secrets, and what means nothing here.
+    pub(crate) fn ignored_text(&mut self, name: &'static str) {
+        if let Some(value) = self.present(name)
+            && !value.is_string()
+        {
+            self.faults.push(not_a_text(self.loc_of(name), value));
+        }
+    }
+
+    /// An id or a label. An empty one is none: official clients send empty texts for what they don't have.
+    pub(crate) fn parsed_text<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl Fn(String) -> Result<T, TextError>,
+    ) -> Option<T> {
+        let value = self.present(name)?;
+        let loc = self.loc_of(name);
+        let Some(text) = value.as_str() else {
+            self.faults.push(not_a_text(loc, value));
+            return None;
+        };
+        if text.is_empty() {
+            return None;
+        }
+        parse(text.to_owned()).map_err(|error| self.faults.push(Fault::text(loc, error, value.clone()))).ok()
+    }
+
+    /// A list of texts that may be absent (`default`) or null.
+    pub(crate) fn texts(&mut self, name: &'static str, default: Vec<String>) -> Option<Vec<String>> {
+        let items = self.list(name, default)?;
+        Some(match items {
+            Ok(default) => default,
+            Err(items) => items
+                .iter()
+                .enumerate()
+                .filter_map(|(at, item)| read_text(item, self.loc_in(name, at), self.faults))
+                .collect(),
+        })
+    }
+
+    /// A list of free objects that may be absent (none) or null.
+    pub(crate) fn free_objects(&mut self, name: &'static str) -> Option<Vec<Map<String, Value>>> {
+        let items = self.list(name, Vec::new())?;
+        Some(match items {
+            Ok(default) => default,
+            Err(items) => items
+                .iter()
+                .enumerate()
+                .filter_map(|(at, item)| read_free_object(item, self.loc_in(name, at), self.faults))
+                .collect(),
+        })
+    }
+
+    /// A free object that may be absent or null: any keys, any values.
+    pub(crate) fn free_object(&mut self, name: &'static str) -> Option<Map<String, Value>> {
+        read_free_object(self.present(name)?, self.loc_of(name), self.faults)
+    }
+
+    /// A free object that is checked, and then forgotten.
+    pub(crate) fn ignored_object(&mut self, name: &'static str) {
+        if let Some(value) = self.present(name)
+            && !value.is_object()
+        {
+            self.faults.push(not_a_free_object(self.loc_of(name), value));
+        }
+    }
+
+    /// A truth value that may be absent (`false`) or null.
+    pub(crate) fn flag(&mut self, name: &'static str) -> Option<bool> {
+        if self.is_null(name) { None } else { Some(self.strict_flag(name)) }
+    }
+
+    /// A truth value that may be absent (`false`), but not null.
+    pub(crate) fn strict_flag(&mut self, name: &'static str) -> bool {
+        let Some(value) = self.fields.get(name) else { return false };
+        match parse_flag(value) {
+            Ok(flag) => flag,
+            Err((kind, msg)) => {
+                self.faults.push(Fault::new(kind, self.loc_of(name), msg, value.clone()));
+                false
+            }
+        }
+    }
+
+    /// A word of an enumeration that may be absent (`default`) or null.
+    pub(crate) fn one_of<T: Word>(&mut self, name: &'static str, default: Option<T>) -> Option<T> {
+        let Some(value) = self.fields.get(name) else { return default };
+        if value.is_null() {
+            return None;
+        }
+        let word = value.as_str().and_then(T::parse);
+        if word.is_none() {
+            self.faults.push(Fault::one_of::<T>(self.loc_of(name), value.clone()));
+        }
+        word
+    }
+
+    /// The items of a list, or the default where it is absent; `None` where it is null or no list.
+    fn list<T>(&mut self, name: &'static str, default: T) -> Option<Result<T, &'a [Value]>> {
+        match self.fields.get(name) {
+            None => Some(Ok(default)),
+            Some(Value::Null) => None,
+            Some(Value::Array(items)) => Some(Err(items)),
+            Some(other) => {
+                let fault =
+                    Fault::new("list_type", self.loc_of(name), "Input should be a valid list", other.clone());
+                self.faults.push(fault);
+                None
+            }
+        }
+    }
+
+    fn loc_in(&self, name: &'static str, index: usize) -> Vec<Step> {
+        let mut loc = self.loc_of(name);
+        loc.push(Step::Index(index));
+        loc
+    }
+}
+
+fn read_text(value: &Value, loc: Vec<Step>, faults: &mut Vec<Fault>) -> Option<String> {
+    let Some(text) = value.as_str() else {
+        faults.push(not_a_text(loc, value));
+        return None;
+    };
+    if text.contains('\0') {
+        faults.push(Fault::text(loc, TextError::Nul, value.clone()));
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+fn not_a_text(loc: Vec<Step>, value: &Value) -> Fault {
+    Fault::new("string_type", loc, "Input should be a valid string", value.clone())
+}
+
+fn read_free_object(value: &Value, loc: Vec<Step>, faults: &mut Vec<Fault>) -> Option<Map<String, Value>> {
+    let Value::Object(fields) = value else {
+        faults.push(not_a_free_object(loc, value));
+        return None;
+    };
+    if has_nul(value) {
+        faults.push(Fault::text(loc, TextError::Nul, value.clone()));
+        return None;
+    }
+    Some(fields.clone())
+}
+
+fn not_a_free_object(loc: Vec<Step>, value: &Value) -> Fault {
+    Fault::new("dict_type", loc, "Input should be a valid dictionary", value.clone())
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+    }
+}
+
+/// A truth value as pydantic reads it in its lax mode; otherwise the fault's type and message.
+fn parse_flag(value: &Value) -> Result<bool, (&'static str, &'static str)> {
+    const WORD: (&str, &str) = ("bool_parsing", "Input should be a valid boolean, unable to interpret input");
+    const TYPE: (&str, &str) = ("bool_type", "Input should be a valid boolean");
+    match value {
+        Value::Bool(flag) => Ok(*flag),
+        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(0), _) | (None, Some(0.0)) => Ok(false),
+            (Some(1), _) | (None, Some(1.0)) => Ok(true),
+            (Some(_), _) => Err(WORD),
+            (None, _) => {
+                let whole = number.as_f64().is_some_and(|float| float.fract() == 0.0 && float.abs() < 2f64.powi(63));
+                Err(if whole { WORD } else { TYPE })
+            }
+        },
+        Value::String(text) => match text.to_ascii_lowercase().as_str() {
+            "0" | "off" | "f" | "false" | "n" | "no" => Ok(false),
+            "1" | "on" | "t" | "true" | "y" | "yes" => Ok(true),
+            _ => Err(WORD),
+        },
+        Value::Null | Value::Array(_) | Value::Object(_) => Err(TYPE),
+    }
+}

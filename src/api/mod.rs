@@ -1,0 +1,118 @@
+//! HTTP in, HTTP out. No SQL here, and no connection: handlers extract, call the store, and shape its answer.
+
+mod auth;
+mod body;
+mod error;
+mod faults;
+mod health;
+mod invocations;
+mod models;
+mod openapi;
+mod path;
+mod schemas;
+mod syntax;
+mod tasks;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use tower_http::CompressionLevel;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{DefaultPredicate, Predicate, SizeAbove};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use crate::domain::Clock;
+use crate::store::Store;
+
+pub(crate) use error::Failure;
+
+use error::ApiError;
+
+/// Answers shorter than this are not worth compressing, in bytes.
+const MIN_COMPRESSED_BYTES: u64 = 1024;
+
+/// What handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    /// The task history.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Every route of the service.
+pub fn router(api: Api) -> Router {
+    let (routes, document) = documented_routes();
+    let paths = Arc::new(paths_of(&document));
+    let docs = SwaggerUi::new("/docs")
+        .config(Config::new(["/openapi.json"]).validator_url("none"))
+        .external_url_unchecked("/openapi.json", document);
+    routes
+        .with_state(api)
+        .merge(docs)
+        .fallback(move |uri: Uri| async move { not_found(&paths, &uri) })
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(
+            CompressionLayer::new()
+                .quality(CompressionLevel::Fastest)
+                .compress_when(DefaultPredicate::new().and(SizeAbove::new(MIN_COMPRESSED_BYTES))),
+        )
+        .layer(CatchPanicLayer::custom(answer_panic))
+}
+
+/// The OpenAPI document of [`router`].
+pub fn openapi_document() -> Value {
+    documented_routes().1
+}
+
+fn documented_routes() -> (Router<Api>, Value) {
+    let (routes, document) = OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(tasks::list_agent_tasks))
+        .routes(routes!(tasks::get_task))
+        .routes(routes!(tasks::update_task))
+        .routes(routes!(invocations::invoke_async))
+        .routes(routes!(health::health))
+        .routes(routes!(health::readyz))
+        .split_for_parts();
+    (routes, openapi::in_fastapi_dialect(&document))
+}
+
+/// The documented paths, for looking one up.
+fn paths_of(document: &Value) -> matchit::Router<()> {
+    let mut paths = matchit::Router::new();
+    for path in document["paths"].as_object().into_iter().flat_map(serde_json::Map::keys) {
+        paths.insert(path, ()).expect("paths that axum routes can be told apart");
+    }
+    paths
+}
+
+/// 404, but for a known path with a slash too many: FastAPI redirects there, and so does this. The address is
+/// relative, so that it also holds behind a proxy that ends TLS.
+fn not_found(paths: &matchit::Router<()>, uri: &Uri) -> Response {
+    let known = uri.path().strip_suffix('/').filter(|path| paths.at(path).is_ok());
+    let Some(path) = known else { return ApiError::RouteNotFound.into_response() };
+    let address = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    match HeaderValue::from_str(&address) {
+        Ok(address) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, address)]).into_response(),
+        Err(_) => ApiError::RouteNotFound.into_response(),
+    }
+}
+
+fn answer_panic(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    ApiError::Internal(format!("a handler panicked: {text}")).into_response()
+}

@@ -1,0 +1,391 @@
+//! What the service answers: the contract's objects, every key present, in the contract's order.
+
+use std::fmt;
+
+use chrono::{DateTime, Datelike, Timelike, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Number, Value, json};
+use utoipa::ToSchema;
+
+use super::schemas;
+use crate::domain::{
+    Input, OutputFormat, PageRequest, ReasoningEffort, Status, Task, TaskPage, TaskSummary, ThinkMode, User,
+};
+
+/// A point in time as the contract writes it: RFC 3339 in UTC with `Z`, in microseconds, and without a fraction where
+/// that is zero.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timestamp(DateTime<Utc>);
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = self.0;
+        write!(
+            f,
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+            time.year(),
+            time.month(),
+            time.day(),
+            time.hour(),
+            time.minute(),
+            time.second()
+        )?;
+        match time.nanosecond() / 1_000 {
+            0 => f.write_str("Z"),
+            micros => write!(f, ".{micros:06}Z"),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One page of a list, and how many tasks the whole list has.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PaginatedResponse_TasksListItem_)]
+pub(crate) struct PaginatedTasks {
+    items: Vec<TasksListItem>,
+    total: i64,
+    #[schema(value_type = i64)]
+    page: Number,
+    per_page: i64,
+    total_pages: i64,
+}
+
+impl PaginatedTasks {
+    /// `number` is the page's number as the client wrote it, which may be larger than any that is stored.
+    pub(crate) fn new(page: TaskPage, request: PageRequest, number: Number) -> Self {
+        Self {
+            items: page.items.into_iter().map(TasksListItem::from).collect(),
+            total: page.total,
+            page: number,
+            per_page: request.limit(),
+            total_pages: request.pages_for(page.total),
+        }
+    }
+}
+
+/// A task as a list shows it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TasksListItem {
+    /// The task's id, which is its conversation's
+    id: String,
+    /// The agent that executes the task
+    agent_id: String,
+    /// The user that the task was made for
+    user_id: Option<String>,
+    /// The task that this one is a sub-task of
+    parent_task_id: Option<String>,
+    /// The agent that delegated the task
+    triggering_agent_id: Option<String>,
+    /// The organisation that owns the task
+    organization_id: String,
+    /// Status of the latest turn
+    #[schema(value_type = schemas::TaskStatus)]
+    status: Status,
+    /// When the first turn was recorded
+    #[schema(value_type = Option<String>, format = DateTime)]
+    created_at: Timestamp,
+    /// When anything was last recorded
+    #[schema(value_type = Option<String>, format = DateTime)]
+    updated_at: Timestamp,
+    /// How the latest turn was invoked
+    #[schema(value_type = Option<String>)]
+    source_node_type: String,
+    /// The latest turn's outcome
+    result: Option<String>,
+    /// The latest turn's title, else its input text
+    title: Option<String>,
+}
+
+impl From<TaskSummary> for TasksListItem {
+    fn from(task: TaskSummary) -> Self {
+        // No `..`: what a task gains must be shown here or left out knowingly.
+        let TaskSummary {
+            organization_id,
+            id,
+            agent_id,
+            user_id,
+            parent_task_id,
+            triggering_agent_id,
+            status,
+            internal_status: _,
+            source,
+            title,
+            result,
+            created_at,
+            updated_at,
+        } = task;
+        Self {
+            id: id.to_string(),
+            agent_id: agent_id.to_string(),
+            user_id: user_id.map(|id| id.to_string()),
+            parent_task_id: parent_task_id.map(|id| id.to_string()),
+            triggering_agent_id: triggering_agent_id.map(|id| id.to_string()),
+            organization_id: organization_id.to_string(),
+            status,
+            created_at: Timestamp(created_at),
+            updated_at: Timestamp(updated_at),
+            source_node_type: source.to_string(),
+            result,
+            title,
+        }
+    }
+}
+
+/// A whole task: the record, its latest turn, its sub-tasks.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AgentExecution {
+    /// The task's id, which is its conversation's
+    id: String,
+    /// The agent that executes the task
+    agent_id: String,
+    /// The organisation that owns the task
+    organization_id: String,
+    /// What the latest turn asks
+    input: InputOutput,
+    /// Status of the latest turn
+    #[schema(value_type = Option<schemas::ExecutionStatus>, default = "pending")]
+    status: Status,
+    /// The customer's own status
+    internal_status: Option<String>,
+    /// Which step of the agent ran last
+    last_executed_node_id: Option<String>,
+    /// The version of the agent that was asked for
+    agent_version: Option<String>,
+    /// When the first turn was recorded
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// When the latest turn began to execute
+    #[schema(value_type = Option<String>, format = DateTime)]
+    started_at: Option<Timestamp>,
+    /// When the latest turn was last paused
+    #[schema(value_type = Option<String>, format = DateTime)]
+    paused_at: Option<Timestamp>,
+    /// When the latest turn ended
+    #[schema(value_type = Option<String>, format = DateTime)]
+    finished_at: Option<Timestamp>,
+    /// The latest turn's outcome
+    result: Option<String>,
+    /// The task that this one is a sub-task of
+    parent_execution: Option<String>,
+    /// Ids of the direct sub-tasks, oldest first
+    #[schema(value_type = Option<Vec<String>>, default = json!([]))]
+    sub_executions: Vec<String>,
+    /// Those of them that have ended
+    #[schema(value_type = Option<Vec<String>>, default = json!([]))]
+    finished_sub_executions: Vec<String>,
+    /// Whether a person stopped the latest turn, rather than the system
+    #[schema(value_type = Option<bool>, default = false)]
+    is_manually_stopped: bool,
+    /// The caller's own data
+    #[schema(value_type = Option<Object>)]
+    payload_extension: Option<Map<String, Value>>,
+    /// A question that waits for a person; not reported by anyone yet
+    #[schema(value_type = Option<schemas::HumanInTheLoop>)]
+    hitl_request: Option<Value>,
+    /// A connector that waits for a person's authorisation; not reported by anyone yet
+    #[schema(value_type = Option<schemas::PendingECARequest>)]
+    pending_eca_request: Option<Value>,
+    /// How the latest turn was invoked
+    #[schema(value_type = Option<String>)]
+    source: String,
+    /// The worker that shall run it
+    worker_id: Option<String>,
+    /// Context beside the input
+    additional_context: Option<String>,
+    /// What the result shall look like, in words
+    expected_output: Option<String>,
+    /// What the result shall be
+    #[schema(value_type = Option<schemas::OutputFormat>, default = "text")]
+    output_format: Option<OutputFormat>,
+    /// JSON schema of the result
+    #[schema(value_type = Option<Object>)]
+    output_schema: Option<Map<String, Value>>,
+    /// Whether events of the turn are streamed
+    #[schema(default = false)]
+    events_streaming: Option<bool>,
+    /// Whether tools that change something were used; not reported by anyone yet
+    #[schema(value_type = Option<bool>, default = false)]
+    used_mutating_tools: bool,
+    /// Whether the task goes on by itself; not reported by anyone yet
+    #[schema(value_type = Option<bool>, default = false)]
+    is_continuous: bool,
+    /// MCP servers that the agent may use, without anything that could be a secret
+    #[schema(value_type = Option<Vec<Object>>, default = json!([]))]
+    mcp_servers: Option<Vec<Map<String, Value>>>,
+    /// The agent that delegated the task
+    triggering_agent_id: Option<String>,
+    /// The latest turn's explicit title
+    title: Option<String>,
+    /// How hard the agent shall think
+    #[schema(value_type = Option<schemas::ThinkMode>, default = "default")]
+    think_mode: Option<ThinkMode>,
+    /// Whether attachments stay out of the prompt
+    #[schema(default = false)]
+    disable_attachment_injection: Option<bool>,
+    /// Instructions in place of the agent's own
+    instructions_override: Option<String>,
+    /// The node that a test run starts from
+    test_run_node_id: Option<String>,
+    /// The voice of a spoken result
+    voice_id: Option<String>,
+    /// Always null: tokens are not kept
+    user_oidc_token: Option<String>,
+    /// Whether the task runs a workflow
+    #[schema(default = false)]
+    is_orchestration: bool,
+    /// Whether the caller wants metrics
+    #[schema(default = false)]
+    return_metrics: bool,
+    /// The agent's plan; not reported by anyone yet
+    #[schema(value_type = Option<schemas::DeepPlanning>)]
+    deep_planning: Value,
+    /// How often the latest turn was tried
+    #[schema(default = 1)]
+    execution_attempts: i64,
+    /// Always null: tokens are not kept
+    #[schema(value_type = Option<Object>)]
+    user_tokens: Option<Map<String, Value>>,
+    /// Language model tokens that the latest turn used; not reported by anyone yet
+    #[schema(value_type = Option<schemas::Tokens>)]
+    tokens: Option<Value>,
+    /// Provider of the language model
+    llm_model_provider: Option<String>,
+    /// Name of the language model
+    llm_model_name: Option<String>,
+    /// How much the language model shall reason
+    #[schema(value_type = Option<schemas::ReasoningEffort>)]
+    llm_reasoning_effort: Option<ReasoningEffort>,
+}
+
+impl From<Task> for AgentExecution {
+    fn from(task: Task) -> Self {
+        let Task { summary, turn, sub_executions, finished_sub_executions } = task;
+        let (progress, request) = (turn.progress, turn.request);
+        let ids = |ids: Vec<crate::domain::TaskId>| ids.into_iter().map(|id| id.to_string()).collect();
+        Self {
+            id: summary.id.to_string(),
+            agent_id: summary.agent_id.to_string(),
+            organization_id: summary.organization_id.to_string(),
+            input: turn.input.into(),
+            status: progress.status,
+            internal_status: progress.internal_status.map(|label| label.to_string()),
+            last_executed_node_id: progress.last_executed_node_id,
+            agent_version: request.agent_version,
+            created_at: Timestamp(summary.created_at),
+            started_at: progress.started_at.map(Timestamp),
+            paused_at: progress.paused_at.map(Timestamp),
+            finished_at: progress.finished_at.map(Timestamp),
+            result: progress.result,
+            parent_execution: summary.parent_task_id.map(|id| id.to_string()),
+            sub_executions: ids(sub_executions),
+            finished_sub_executions: ids(finished_sub_executions),
+            is_manually_stopped: progress.is_manually_stopped,
+            payload_extension: request.payload_extension,
+            hitl_request: None,
+            pending_eca_request: None,
+            source: summary.source.to_string(),
+            worker_id: request.worker_id,
+            additional_context: request.additional_context,
+            expected_output: request.expected_output,
+            output_format: request.output_format,
+            output_schema: request.output_schema,
+            events_streaming: request.events_streaming,
+            used_mutating_tools: false,
+            is_continuous: false,
+            mcp_servers: request.mcp_servers,
+            triggering_agent_id: summary.triggering_agent_id.map(|id| id.to_string()),
+            title: request.title,
+            think_mode: request.think_mode,
+            disable_attachment_injection: request.disable_attachment_injection,
+            instructions_override: request.instructions_override,
+            test_run_node_id: request.test_run_node_id,
+            voice_id: None,
+            user_oidc_token: None,
+            is_orchestration: false,
+            return_metrics: request.return_metrics,
+            deep_planning: json!({
+                "enabled": false, "enforce": false, "started": false, "question_raised": false, "tasks": []
+            }),
+            execution_attempts: 1,
+            user_tokens: None,
+            tokens: None,
+            llm_model_provider: request.llm_model_provider,
+            llm_model_name: request.llm_model_name,
+            llm_reasoning_effort: request.llm_reasoning_effort,
+        }
+    }
+}
+
+/// What a turn asks.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AgentExecutionInput_Output)]
+pub(crate) struct InputOutput {
+    /// The text
+    #[schema(default = "")]
+    text: Option<String>,
+    /// Addresses of files
+    #[schema(default = json!([]))]
+    files: Option<Vec<String>>,
+    /// The end user in whose name it is asked
+    user: Option<UserOutput>,
+}
+
+impl From<Input> for InputOutput {
+    fn from(Input { text, files, user }: Input) -> Self {
+        Self { text, files, user: user.map(UserOutput::from) }
+    }
+}
+
+/// An end user.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = User_Output)]
+pub(crate) struct UserOutput {
+    /// The caller's id of the user
+    id: Option<String>,
+    /// First name
+    first_name: Option<String>,
+    /// Last name
+    last_name: Option<String>,
+    /// Email address
+    email: String,
+    /// Whatever else the caller keeps about them
+    #[schema(value_type = Option<Object>)]
+    additional_attributes: Option<Map<String, Value>>,
+    /// Role in the caller's organisation
+    #[schema(default = "member")]
+    role: Option<String>,
+    /// Whether the caller calls them a super administrator
+    #[schema(default = false)]
+    is_super_admin: Option<bool>,
+    /// Time zone name
+    timezone: Option<String>,
+    /// First and last name, else the email address
+    #[schema(read_only)]
+    display_name: String,
+}
+
+impl From<User> for UserOutput {
+    fn from(user: User) -> Self {
+        let User { id, first_name, last_name, email, additional_attributes, role, is_super_admin, timezone } = user;
+        let names: Vec<_> =
+            [&first_name, &last_name].into_iter().flatten().map(String::as_str).filter(|name| !name.is_empty()).collect();
+        let display_name = if names.is_empty() { email.clone() } else { names.join(" ") };
+        Self {
+            id,
+            first_name,
+            last_name,
+            email,
+            additional_attributes,
+            role,
+            is_super_admin,
+            timezone,
+            display_name,
+        }
+    }
+}
+

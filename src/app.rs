@@ -1,0 +1,190 @@
+//! From a configuration to a service that listens, and back down again.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api::{self, Api};
+use crate::config::{Config, DatabaseConfig};
+use crate::domain::Clock;
+use crate::embedded::{self, Embedded};
+use crate::store::{self, Bootstrap, DatabaseUrl, Secret, Store, StoreError};
+use crate::telemetry;
+
+/// Name of the database on a server of our own.
+const DATABASE: &str = "task_history";
+
+/// How long a start waits for a given server to take connections: containers start in any order.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it tries.
+const DATABASE_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Exit code where the service's own PostgreSQL ended under it.
+const EXIT_DATABASE_DIED: u8 = 3;
+
+/// A database, migrated, and the server that was started for it, if one was.
+pub struct Database {
+    /// Where it is.
+    pub url: DatabaseUrl,
+    server: Option<Embedded>,
+}
+
+impl Database {
+    /// Stops the server that was started for it, if one was.
+    pub async fn close(self) -> anyhow::Result<()> {
+        if let Some(server) = self.server {
+            server.stop().await.context("PostgreSQL did not stop")?;
+        }
+        Ok(())
+    }
+}
+
+/// The service as a router: every route, and a log line for each request.
+pub fn router(store: Store, clock: Clock) -> Router {
+    api::router(Api { store, clock }).layer(axum::middleware::from_fn(telemetry::log_request))
+}
+
+/// Serves until SIGTERM or Ctrl-C, then finishes what is under way.
+pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    // From here on a signal is an event; until the service listens it ends the start.
+    let mut stop = stop_signal()?;
+    let database = tokio::select! {
+        database = open_database(&config.database, false) => database?,
+        _ = stop.changed() => return Ok(ExitCode::SUCCESS),
+    };
+    let Database { url, mut server } = database;
+    let clock = Clock::system();
+    let store = Store::new(&url, config.database_connections);
+    let bootstrap = store.bootstrap(config.bootstrap_key.as_ref(), clock.now()).await?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("can't listen on {}; choose another address with --listen", config.listen))?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, database = %url, "listening");
+    greet(address, &bootstrap);
+
+    let mut told = stop.clone();
+    let serving = axum::serve(listener, router(store.clone(), clock)).with_graceful_shutdown(async move {
+        let _ = told.changed().await;
+    });
+    let mut serving = tokio::spawn(serving.into_future());
+    let died = async {
+        match &mut server {
+            Some(server) => server.exited().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = &mut serving => result??,
+        status = died => {
+            tracing::error!(?status, "PostgreSQL ended by itself; its log is in the data directory. Start again");
+            return Ok(ExitCode::from(EXIT_DATABASE_DIED));
+        }
+        _ = stop.changed() => {
+            tracing::info!("stopping: requests under way are finished, new ones refused");
+            if tokio::time::timeout(config.drain_timeout, &mut serving).await.is_err() {
+                tracing::warn!(drain_timeout = ?config.drain_timeout, "some requests took too long and were ended");
+                serving.abort();
+            }
+        }
+    }
+    store.close();
+    Database { url, server }.close().await?;
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Changes when SIGTERM or SIGINT arrives.
+fn stop_signal() -> anyhow::Result<watch::Receiver<()>> {
+    let (sender, receiver) = watch::channel(());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = sender.send(());
+        }
+    });
+    Ok(receiver)
+}
+
+/// Opens the database and migrates it. `attach` allows to use the server of a service that runs on the data
+/// directory, for commands that work beside it.
+pub async fn open_database(config: &DatabaseConfig, attach: bool) -> anyhow::Result<Database> {
+    let (url, server) = match config {
+        DatabaseConfig::Given(url) => {
+            wait_for(url).await?;
+            (url.clone(), None)
+        }
+        DatabaseConfig::Embedded(options) => open_embedded(options, attach).await?,
+    };
+    store::migrate(&url).await?;
+    Ok(Database { url, server })
+}
+
+async fn wait_for(url: &DatabaseUrl) -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        match store::ping(url).await {
+            Ok(()) => return Ok(()),
+            Err(StoreError::Unavailable(error)) if started.elapsed() < DATABASE_PATIENCE => {
+                tracing::info!(database = %url, error, "waiting for the database");
+                tokio::time::sleep(DATABASE_RETRY_INTERVAL).await;
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't use the database at {url}; check DATABASE_URL"));
+            }
+        }
+    }
+}
+
+async fn open_embedded(
+    options: &embedded::Options,
+    attach: bool,
+) -> anyhow::Result<(DatabaseUrl, Option<Embedded>)> {
+    let parse = |url: &str| DatabaseUrl::parse(url).map_err(anyhow::Error::msg);
+    if attach && let Some(url) = embedded::running_database_url(&options.directory, DATABASE) {
+        return Ok((parse(&url)?, None));
+    }
+    let started = Instant::now();
+    let server = Embedded::start(options).await?;
+    tracing::info!(directory = %options.directory.display(), ms = started.elapsed().as_millis(), "PostgreSQL runs");
+    store::create_database(&parse(&server.database_url("postgres"))?, DATABASE).await?;
+    Ok((parse(&server.database_url(DATABASE))?, Some(server)))
+}
+
+/// Tells a person on the terminal what to do next.
+fn greet(address: SocketAddr, bootstrap: &Bootstrap) {
+    // A wildcard address is no place to go to.
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let base = format!("http://{host}:{}", address.port());
+    let mut text = format!("Listening on {base}, documentation at {base}/docs\n");
+    if let Bootstrap::Created(key) = bootstrap {
+        text += &first_steps(&base, key);
+    }
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes());
+    let _ = stdout.flush();
+}
+
+fn first_steps(base: &str, key: &Secret) -> String {
+    let key = key.expose();
+    format!(
+        "\nThis is the first start. Your API key, shown only this once:\n\n    {key}\n\nRecord a task, and list it:\n\n    \
+         curl -s -H 'x-api-key: {key}' -H 'content-type: application/json' \\\n      \
+         -d '{{\"input\": {{\"text\": \"Hello\"}}}}' {base}/v1/agents/my-agent/invoke/async\n    \
+         curl -s -H 'x-api-key: {key}' {base}/v1/agents/my-agent/tasks\n\n"
+    )
+}
