@@ -64,9 +64,9 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let clock = Clock::system();
     let store = Store::new(&url, config.database_connections);
     let bootstrap = store.bootstrap(config.bootstrap_key.as_ref(), clock.now()).await?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("can't listen on {}; choose another address with --listen", config.listen))?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!("can't listen on {}; choose another address with --listen", config.listen)
+    })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, database = %url, "listening");
     greet(address, &bootstrap);
@@ -125,7 +125,7 @@ pub async fn open_database(config: &DatabaseConfig, attach: bool) -> anyhow::Res
     let (url, server) = match config {
         DatabaseConfig::Given(url) => {
             wait_for(url).await?;
-            (url.clone(), None)
+            (url.as_ref().clone(), None)
         }
         DatabaseConfig::Embedded(options) => open_embedded(options, attach).await?,
     };
@@ -143,7 +143,8 @@ async fn wait_for(url: &DatabaseUrl) -> anyhow::Result<()> {
                 tokio::time::sleep(DATABASE_RETRY_INTERVAL).await;
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("can't use the database at {url}; check DATABASE_URL"));
+                return Err(error)
+                    .with_context(|| format!("can't use the database at {url}; check DATABASE_URL"));
             }
         }
     }

@@ -10,7 +10,7 @@ pub use commands::run;
 
 /// A persistent history of what AI agents did, served over REST from PostgreSQL
 ///
-/// Without a command it serves. Without DATABASE_URL it brings its own PostgreSQL, in the data directory.
+/// Without a command it serves. Without `DATABASE_URL` it brings its own PostgreSQL, in the data directory.
 #[derive(Debug, Parser)]
 #[command(name = "task-history", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -81,7 +81,7 @@ pub struct ServeArgs {
     #[arg(long, env = "TASK_HISTORY_DRAIN_TIMEOUT", default_value = "10s", value_name = "DURATION")]
     pub drain_timeout: humantime::Duration,
     #[command(flatten)]
-    #[allow(missing_docs)]
+    #[expect(missing_docs, reason = "it would become the help of the whole command")]
     pub database: DatabaseArgs,
 }
 

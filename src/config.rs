@@ -29,7 +29,7 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub enum DatabaseConfig {
     /// A server that somebody else runs.
-    Given(DatabaseUrl),
+    Given(Box<DatabaseUrl>),
     /// The service's own.
     Embedded(embedded::Options),
 }
@@ -72,9 +72,11 @@ impl DatabaseConfig {
         if let Some(url) = database_url.filter(|url| !url.is_empty()) {
             // The error may quote a password.
             let url = DatabaseUrl::parse(&url).map_err(|_| {
-                anyhow!("DATABASE_URL is no address of a database, as postgres://user:password@host:5432/database")
+                anyhow!(
+                    "DATABASE_URL is no address of a database, as postgres://user:password@host:5432/database"
+                )
             })?;
-            return Ok(Self::Given(url));
+            return Ok(Self::Given(Box::new(url)));
         }
         let directory = match data_dir {
             Some(directory) => directory,

@@ -120,7 +120,9 @@ pub enum EmbeddedError {
         detail: String,
     },
     /// A server of a killed service still runs, and does not stop.
-    #[error("process {0} is a PostgreSQL that uses {1} and does not stop; end it with `kill {0}`, then start again")]
+    #[error(
+        "process {0} is a PostgreSQL that uses {1} and does not stop; end it with `kill {0}`, then start again"
+    )]
     Orphan(i32, PathBuf),
 }
 
@@ -190,7 +192,8 @@ impl Embedded {
     /// Stops the server and waits for its end. Connections are ended, what they committed is kept.
     pub async fn stop(mut self) -> io::Result<ExitStatus> {
         // Fast shutdown, then an immediate one, then none: see "Shutting Down the Server" in PostgreSQL's manual.
-        for (signal, patience) in [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))] {
+        for (signal, patience) in [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))]
+        {
             self.signal(signal);
             if let Ok(status) = tokio::time::timeout(patience, self.child.wait()).await {
                 self.remove_short_directory();
@@ -232,7 +235,8 @@ pub fn running_database_url(directory: &Path, database: &str) -> Option<String> 
 }
 
 fn database_url(socket_directory: &Path, database: &str) -> String {
-    let host = form_urlencoded::byte_serialize(socket_directory.as_os_str().as_encoded_bytes()).collect::<String>();
+    let host =
+        form_urlencoded::byte_serialize(socket_directory.as_os_str().as_encoded_bytes()).collect::<String>();
     // A URL's query is decoded with `+` for a space by some and not by others; `%20` is one for all.
     format!("postgres://{SUPERUSER}@localhost/{database}?host={}", host.replace('+', "%20"))
 }
@@ -279,8 +283,9 @@ impl RunAs {
         let uid = Uid::effective();
         let lookup = |result: nix::Result<Option<User>>| result.ok().flatten();
         if !uid.is_root() {
-            let user = lookup(User::from_uid(uid))
-                .ok_or_else(|| EmbeddedError::NoUser(format!("the user id {uid} has no name on this machine")))?;
+            let user = lookup(User::from_uid(uid)).ok_or_else(|| {
+                EmbeddedError::NoUser(format!("the user id {uid} has no name on this machine"))
+            })?;
             return Ok(Self { name: user.name, uid, gid: user.gid, switch: false });
         }
         let user = ["postgres", "nobody"].into_iter().find_map(|name| lookup(User::from_name(name)));
@@ -305,7 +310,10 @@ impl RunAs {
                 0o001
             };
             if metadata.permissions().mode() & needed == 0 {
-                return Err(EmbeddedError::Unreachable { user: self.name.clone(), blocked: ancestor.to_owned() });
+                return Err(EmbeddedError::Unreachable {
+                    user: self.name.clone(),
+                    blocked: ancestor.to_owned(),
+                });
             }
         }
         Ok(())
@@ -322,7 +330,8 @@ impl RunAs {
 
     fn own(&self, path: &Path) -> Result<(), EmbeddedError> {
         if self.switch {
-            std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw())).map_err(at(path))?;
+            std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
+                .map_err(at(path))?;
         }
         Ok(())
     }
@@ -344,7 +353,8 @@ async fn create_cluster(
         _ => {}
     }
     run_as.create_directory(&unfinished)?;
-    let mut initdb = process::command(&binaries.initdb, directory, run_as.switch.then_some((run_as.uid, run_as.gid)));
+    let mut initdb =
+        process::command(&binaries.initdb, directory, run_as.switch.then_some((run_as.uid, run_as.gid)));
     initdb.arg("--pgdata").arg(&unfinished);
     initdb.args(["--username", SUPERUSER, "--encoding", "UTF8", "--locale", "C", "--data-checksums"]);
     initdb.args(["--auth-local", "trust", "--auth-host", "reject"]);
@@ -372,7 +382,9 @@ impl Server<'_> {
         let Some(file) = PidFile::read(self.data) else { return Ok(()) };
         if process::is_postgres(file.pid, self.data) {
             tracing::warn!(pid = file.pid, "stopping the PostgreSQL of a service that was killed");
-            for (signal, patience) in [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))] {
+            for (signal, patience) in
+                [(Signal::SIGINT, STOP_PATIENCE), (Signal::SIGQUIT, Duration::from_secs(5))]
+            {
                 let _ = process::send(file.pid, signal);
                 let started = Instant::now();
                 while process::is_postgres(file.pid, self.data) && started.elapsed() < patience {
@@ -402,8 +414,11 @@ impl Server<'_> {
     fn prepare_socket_directory(&self) -> Result<(PathBuf, bool), EmbeddedError> {
         let usual = self.directory.join("run");
         let fits = usual.as_os_str().len() <= MAX_SOCKET_DIRECTORY_BYTES;
-        let path =
-            if fits { usual } else { std::env::temp_dir().join(format!("{SHORT_PREFIX}{}", uuid::Uuid::now_v7())) };
+        let path = if fits {
+            usual
+        } else {
+            std::env::temp_dir().join(format!("{SHORT_PREFIX}{}", uuid::Uuid::now_v7()))
+        };
         self.run_as.create_directory(&path)?;
         Ok((path, !fits))
     }
@@ -415,7 +430,8 @@ impl Server<'_> {
             let log_path = self.directory.join("postgres.log");
             let log = open_log(&log_path)?;
             let log_start = log.metadata().map_err(at(&log_path))?.len();
-            let mut child = self.command(socket_directory, durable, log)?.spawn().map_err(at(&self.binaries.postgres))?;
+            let mut child =
+                self.command(socket_directory, durable, log)?.spawn().map_err(at(&self.binaries.postgres))?;
             let pid = child.id();
             let status = loop {
                 if let Some(status) = child.try_wait().map_err(at(&self.binaries.postgres))? {

@@ -49,9 +49,10 @@ pub async fn log_request(request: Request, next: Next) -> Response {
     let status = response.status().as_u16();
     let route = route.as_ref().map_or("-", MatchedPath::as_str);
     let request_id = id.to_str().unwrap_or_default();
-    match failure {
-        Some(Failure(error)) => tracing::error!(%method, route, status, ms, request_id, error, "request failed"),
-        None => tracing::info!(%method, route, status, ms, request_id, "request"),
+    if let Some(Failure(error)) = failure {
+        tracing::error!(%method, route, status, ms, request_id, error, "request failed");
+    } else {
+        tracing::info!(%method, route, status, ms, request_id, "request");
     }
     response.headers_mut().insert(REQUEST_ID, id);
     response

@@ -42,10 +42,12 @@ impl<S: Sync> FromRequest<S> for JsonBody {
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| ApiError::BodyUnreadable)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        serde_json::from_str(text).map(|value| Self(Some(value))).map_err(|_| match syntax::find_fault(text) {
-            Some((position, error)) => ApiError::Invalid(vec![Fault::json_invalid(position, error)]),
-            // Well formed after all, so it is nested too deeply.
-            None => ApiError::BodyUnreadable,
+        serde_json::from_str(text).map(|value| Self(Some(value))).map_err(|_| {
+            match syntax::find_fault(text) {
+                Some((position, error)) => ApiError::Invalid(vec![Fault::json_invalid(position, error)]),
+                // Well formed after all, so it is nested too deeply.
+                None => ApiError::BodyUnreadable,
+            }
         })
     }
 }
@@ -71,7 +73,9 @@ async fn read(mut body: Body) -> Result<Vec<u8>, ApiError> {
 
 /// `application/json`, or any `application/…+json`.
 fn has_json_type(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence
         .strip_prefix("application/")

@@ -59,7 +59,9 @@ impl ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Value::from(format!("The request body has more than {MAX_BODY_BYTES} bytes")),
             ),
-            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, detail("The request body did not arrive in time")),
+            Self::BodyTooSlow => {
+                (StatusCode::REQUEST_TIMEOUT, detail("The request body did not arrive in time"))
+            }
             Self::BodyUnreadable => (StatusCode::BAD_REQUEST, detail("There was an error parsing the body")),
             Self::Unavailable(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, detail("The service is unavailable, try again later"))

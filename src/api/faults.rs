@@ -479,7 +479,8 @@ fn parse_flag(value: &Value) -> Result<bool, (&'static str, &'static str)> {
             (Some(1), _) | (None, Some(1.0)) => Ok(true),
             (Some(_), _) => Err(WORD),
             (None, _) => {
-                let whole = number.as_f64().is_some_and(|float| float.fract() == 0.0 && float.abs() < 2f64.powi(63));
+                let whole =
+                    number.as_f64().is_some_and(|float| float.fract() == 0.0 && float.abs() < 2f64.powi(63));
                 Err(if whole { WORD } else { TYPE })
             }
         },

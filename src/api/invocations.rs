@@ -51,7 +51,11 @@ pub(crate) async fn invoke_async(
     Ok(Json(task.into()))
 }
 
-fn read_invocation(agent: Id, query: Option<&str>, JsonBody(body): JsonBody) -> Result<Invocation, Vec<Fault>> {
+fn read_invocation(
+    agent: Id,
+    query: Option<&str>,
+    JsonBody(body): JsonBody,
+) -> Result<Invocation, Vec<Fault>> {
     let mut faults = Vec::new();
     let agent_id = AgentId::parse(agent.0.as_str());
     if let Err(error) = agent_id {
@@ -59,7 +63,11 @@ fn read_invocation(agent: Id, query: Option<&str>, JsonBody(body): JsonBody) -> 
     }
     let agent_version = QueryReader::new(query, &mut faults).text("version");
     if agent_version.as_ref().is_some_and(|version| version.contains('\0')) {
-        faults.push(Fault::text(vec!["query".into(), "version".into()], TextError::Nul, agent_version.clone().into()));
+        faults.push(Fault::text(
+            vec!["query".into(), "version".into()],
+            TextError::Nul,
+            agent_version.clone().into(),
+        ));
     }
     let Some(body) = body else {
         faults.push(Fault::missing(vec!["body".into()], Value::Null));
@@ -152,7 +160,11 @@ fn read_user(mut user: ObjectReader<'_, '_>) -> (User, Option<UserId>) {
         last_name: user.text("last_name"),
         email: user.required_text("email"),
         additional_attributes: user.free_object("additional_attributes"),
-        role: if user.is_null("role") { None } else { user.text("role").or_else(|| Some("member".to_owned())) },
+        role: if user.is_null("role") {
+            None
+        } else {
+            user.text("role").or_else(|| Some("member".to_owned()))
+        },
         is_super_admin: user.flag("is_super_admin"),
         timezone: user.text("timezone"),
     };

@@ -108,6 +108,7 @@ fn not_found(paths: &matchit::Router<()>, uri: &Uri) -> Response {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn answer_panic(panic: Box<dyn Any + Send>) -> Response {
     let text = panic
         .downcast_ref::<String>()

@@ -371,9 +371,14 @@ pub(crate) struct UserOutput {
 
 impl From<User> for UserOutput {
     fn from(user: User) -> Self {
-        let User { id, first_name, last_name, email, additional_attributes, role, is_super_admin, timezone } = user;
-        let names: Vec<_> =
-            [&first_name, &last_name].into_iter().flatten().map(String::as_str).filter(|name| !name.is_empty()).collect();
+        let User { id, first_name, last_name, email, additional_attributes, role, is_super_admin, timezone } =
+            user;
+        let names: Vec<_> = [&first_name, &last_name]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
+            .collect();
         let display_name = if names.is_empty() { email.clone() } else { names.join(" ") };
         Self {
             id,
@@ -388,4 +393,3 @@ impl From<User> for UserOutput {
         }
     }
 }
-

@@ -7,6 +7,9 @@
 use serde_json::{Map, Value, json};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{Components, Info, License, OpenApi};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::schemas;
 
 /// The document before any route is in it.
 pub(super) fn base() -> OpenApi {
@@ -22,6 +25,8 @@ pub(super) fn base() -> OpenApi {
     let mut key = ApiKeyValue::new("x-api-key");
     key.description = Some("API Key for authentication".to_owned());
     components.add_security_scheme("APIKeyHeader", SecurityScheme::ApiKey(ApiKey::Header(key)));
+    // What only a parameter refers to is not collected from the routes.
+    components.schemas.insert(schemas::StatusFilter::name().into_owned(), schemas::StatusFilter::schema());
     let mut document = OpenApi::new(info, utoipa::openapi::Paths::new());
     document.components = Some(components);
     document
@@ -103,7 +108,8 @@ fn rewrite_parameter(parameter: &mut Value) {
     parameter.entry("required").or_insert(false.into());
     let Some(schema) = parameter.get_mut("schema") else { return };
     // A parameter is absent or it has a value; there is no way to write null.
-    let nullable = schema.get("oneOf").and_then(Value::as_array).and_then(|branches| branches.last().cloned());
+    let nullable =
+        schema.get("oneOf").and_then(Value::as_array).and_then(|branches| branches.last().cloned());
     if let Some(value) = nullable {
         *schema = value;
     }
@@ -196,7 +202,8 @@ fn rewrite_schema(schema: &mut Value) {
         fields.insert("anyOf".to_owned(), json!([value, { "type": "null" }]));
     }
     let mut optional = Vec::new();
-    for (name, property) in fields.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+    for (name, property) in fields.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten()
+    {
         rewrite_schema(property);
         if property.get("default").is_some() {
             optional.push(name.clone());

@@ -13,8 +13,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         // Bytes that are no UTF-8 are refused by the extractor: nothing has such an id.
-        let params = RawPathParams::from_request_parts(parts, state).await.map_err(|_| ApiError::RouteNotFound)?;
+        let params =
+            RawPathParams::from_request_parts(parts, state).await.map_err(|_| ApiError::RouteNotFound)?;
         let id = params.iter().next().map(|(_, id)| id.to_owned());
-        id.map(Self).ok_or_else(|| ApiError::Internal("a route without an id in its path asks for one".to_owned()))
+        id.map(Self)
+            .ok_or_else(|| ApiError::Internal("a route without an id in its path asks for one".to_owned()))
     }
 }

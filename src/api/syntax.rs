@@ -160,7 +160,11 @@ impl Scanner<'_> {
                         let low = (self.at(at + 6) == Some(b'\\') && self.at(at + 7) == Some(b'u'))
                             .then(|| self.hex(at + 8))
                             .flatten();
-                        if low.is_some_and(|low| (0xdc00..0xe000).contains(&low)) { Ok(at + 12) } else { Err(invalid) }
+                        if low.is_some_and(|low| (0xdc00..0xe000).contains(&low)) {
+                            Ok(at + 12)
+                        } else {
+                            Err(invalid)
+                        }
                     }
                     0xdc00..0xe000 => Err(invalid),
                     _ => Ok(at + 6),

@@ -161,8 +161,15 @@ impl Progress {
 impl Task {
     /// Applies a runner's report to the latest turn and to the record.
     pub fn apply(&mut self, report: Report, now: DateTime<Utc>) {
-        let Report { status, internal_status, result, last_executed_node_id, source, title, payload_extension } =
-            report;
+        let Report {
+            status,
+            internal_status,
+            result,
+            last_executed_node_id,
+            source,
+            title,
+            payload_extension,
+        } = report;
         let progress = &mut self.turn.progress;
         if let Some(status) = status {
             progress.set_status(status, now);

@@ -21,9 +21,12 @@ impl Binaries {
         if let Some(directory) = given {
             return Self::in_directory(directory).ok_or(EmbeddedError::NoBinaries(cluster_major));
         }
-        let mut found: Vec<_> = candidates().iter().filter_map(|directory| Self::in_directory(directory)).collect();
+        let mut found: Vec<_> =
+            candidates().iter().filter_map(|directory| Self::in_directory(directory)).collect();
         // Stable, so that of one version the first place wins, which is PATH.
-        found.sort_by_key(|binaries| (Some(binaries.major) != cluster_major, std::cmp::Reverse(binaries.major)));
+        found.sort_by_key(|binaries| {
+            (Some(binaries.major) != cluster_major, std::cmp::Reverse(binaries.major))
+        });
         found.into_iter().next().ok_or(EmbeddedError::NoBinaries(cluster_major))
     }
 
@@ -54,11 +57,11 @@ fn candidates() -> Vec<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
     for (parent, prefix, bin) in [
-        ("/usr/lib/postgresql", "", "bin"),    // Debian, Ubuntu
-        ("/usr", "pgsql-", "bin"),             // Fedora and Red Hat, from the PostgreSQL project
-        ("/usr/libexec", "postgresql", ""),    // Alpine
+        ("/usr/lib/postgresql", "", "bin"),         // Debian, Ubuntu
+        ("/usr", "pgsql-", "bin"),                  // Fedora and Red Hat, from the PostgreSQL project
+        ("/usr/libexec", "postgresql", ""),         // Alpine
         ("/opt/homebrew/opt", "postgresql", "bin"), // macOS on Apple silicon
-        ("/usr/local/opt", "postgresql", "bin"), // macOS on Intel
+        ("/usr/local/opt", "postgresql", "bin"),    // macOS on Intel
         ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
     ] {
         for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

@@ -27,7 +27,10 @@ pub(super) fn command(program: &Path, directory: &Path, user: Option<(Uid, Gid)>
         use nix::sys::prctl::set_pdeathsig;
         // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed; it makes
         // one system call and allocates nothing.
-        #[expect(unsafe_code, reason = "the only way to have the kernel stop the server when the service is killed")]
+        #[expect(
+            unsafe_code,
+            reason = "the only way to have the kernel stop the server when the service is killed"
+        )]
         unsafe {
             command.pre_exec(|| set_pdeathsig(Signal::SIGINT).map_err(Into::into));
         }
@@ -73,10 +76,13 @@ pub(super) fn is_postgres(pid: i32, data: &Path) -> bool {
         let Ok(arguments) = fs::read(process.join("cmdline")) else { return false };
         // The state follows the program's name, which may itself hold brackets.
         let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-        let ours = arguments.split(|byte| *byte == 0).any(|argument| argument == data.as_os_str().as_encoded_bytes());
+        let ours = arguments
+            .split(|byte| *byte == 0)
+            .any(|argument| argument == data.as_os_str().as_encoded_bytes());
         !matches!(state, Some('Z' | 'X')) && ours
     } else {
-        let output = std::process::Command::new("ps").args(["-o", "command=", "-p", &pid.to_string()]).output();
+        let output =
+            std::process::Command::new("ps").args(["-o", "command=", "-p", &pid.to_string()]).output();
         output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&*data.to_string_lossy()))
     }
 }

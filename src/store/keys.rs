@@ -186,13 +186,19 @@ impl Store {
 
     /// Sees to it that the organisation `default` exists and has a key: the given one, or at the first start a new
     /// one. Does nothing where that is so already, and may run in several processes at once.
-    pub async fn bootstrap(&self, given: Option<&Secret>, now: DateTime<Utc>) -> Result<Bootstrap, StoreError> {
+    pub async fn bootstrap(
+        &self,
+        given: Option<&Secret>,
+        now: DateTime<Utc>,
+    ) -> Result<Bootstrap, StoreError> {
         let mut connection = self.pool.get().await?;
         let mut transaction = connection.begin().await?;
-        let (organization, created) = ensure_organization(&mut transaction, DEFAULT_ORGANIZATION, now).await?;
+        let (organization, created) =
+            ensure_organization(&mut transaction, DEFAULT_ORGANIZATION, now).await?;
         let outcome = match given {
             Some(key) => {
-                let adopted = insert_api_key(&mut transaction, organization, "bootstrap", true, None, key, now).await?;
+                let adopted =
+                    insert_api_key(&mut transaction, organization, "bootstrap", true, None, key, now).await?;
                 if adopted.is_some() { Bootstrap::Adopted } else { Bootstrap::Unchanged }
             }
             None if created => {
@@ -217,10 +223,17 @@ impl Store {
         let mut transaction = connection.begin().await?;
         let (organization, created) = ensure_organization(&mut transaction, &new.organization, now).await?;
         let key = Secret::generate();
-        let id =
-            insert_api_key(&mut transaction, organization, &new.name, new.can_write, new.expires_at, &key, now)
-                .await?
-                .expect("a new random key is unlike every other");
+        let id = insert_api_key(
+            &mut transaction,
+            organization,
+            &new.name,
+            new.can_write,
+            new.expires_at,
+            &key,
+            now,
+        )
+        .await?
+        .expect("a new random key is unlike every other");
         transaction.commit().await?;
         connection.done();
         Ok((id, key, created))

@@ -77,9 +77,9 @@ impl Store {
     /// A store over at most `connections` connections, opened as they are needed.
     pub fn new(url: &DatabaseUrl, connections: usize) -> Self {
         let options = url.options.clone().options([
-                ("statement_timeout", STATEMENT_TIMEOUT),
-                ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-            ]);
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+        ]);
         Self { pool: Pool::new(options, connections) }
     }
 

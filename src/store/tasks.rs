@@ -7,8 +7,8 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::{Store, StoreError};
 use crate::domain::{
-    AgentId, Label, OrganizationId, PageRequest, Progress, Status, Task, TaskFilter, TaskId, TaskPage, TaskSummary,
-    Turn, UserId,
+    AgentId, Label, OrganizationId, PageRequest, Progress, Status, Task, TaskFilter, TaskId, TaskPage,
+    TaskSummary, Turn, UserId,
 };
 
 type Sql = QueryBuilder<Postgres>;
@@ -126,12 +126,20 @@ impl TaskRow {
 }
 
 fn parse_json<T: DeserializeOwned>(text: &str, row: impl Fn() -> String) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|source| StoreError::Corrupt { table: "task_turns", row: row(), source })
+    serde_json::from_str(text).map_err(|source| StoreError::Corrupt {
+        table: "task_turns",
+        row: row(),
+        source,
+    })
 }
 
 impl Store {
     /// A task with its latest turn, or `None` where the organisation has no such task.
-    pub async fn get_task(&self, organization: OrganizationId, id: &TaskId) -> Result<Option<Task>, StoreError> {
+    pub async fn get_task(
+        &self,
+        organization: OrganizationId,
+        id: &TaskId,
+    ) -> Result<Option<Task>, StoreError> {
         let mut connection = self.pool.get().await?;
         let task = fetch_task(&mut connection, organization, id).await?;
         connection.done();
@@ -194,7 +202,12 @@ pub(super) async fn fetch_task(
 }
 
 /// Page and total in one statement, so that both are of one snapshot.
-fn list_statement(start: &'static str, organization: OrganizationId, filter: &TaskFilter, page: PageRequest) -> Sql {
+fn list_statement(
+    start: &'static str,
+    organization: OrganizationId,
+    filter: &TaskFilter,
+    page: PageRequest,
+) -> Sql {
     let mut sql = Sql::new(start);
     sql.push("SELECT (SELECT count(*) FROM tasks");
     push_filter(&mut sql, organization, filter);
@@ -214,7 +227,8 @@ fn list_statement(start: &'static str, organization: OrganizationId, filter: &Ta
 /// unset filter (`$1 IS NULL OR …`) could use no index under a generic plan.
 fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter) {
     // No `..`: a new field of `TaskFilter` does not compile until it is pushed here.
-    let TaskFilter { agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status } = filter;
+    let TaskFilter { agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status } =
+        filter;
     sql.push(" WHERE organization_id = ").push_bind(organization);
     if let Some(agent_id) = agent_id {
         sql.push(" AND agent_id = ").push_bind(agent_id.clone());

@@ -1,1 +1,47 @@
-fn main(){}
+//! The integration tests: the real service on a real PostgreSQL, started once for all of them.
+//!
+//! The harness is libtest-mimic's and not the standard one because the server must be stopped, and its directory
+//! removed, after the last test; the standard harness offers no such moment. Filters and flags work as usual.
+#![expect(unreachable_pub, reason = "nothing of a test binary can be reached from elsewhere")]
+
+mod auth;
+mod cluster;
+mod conversation;
+mod embedded;
+mod errors;
+mod fastapi;
+mod harness;
+mod list;
+mod migrations;
+mod openapi;
+mod plans;
+mod process;
+mod service;
+mod tidy;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let tests = [
+        auth::tests(),
+        conversation::tests(),
+        embedded::tests(),
+        errors::tests(),
+        fastapi::tests(),
+        list::tests(),
+        migrations::tests(),
+        openapi::tests(),
+        plans::tests(),
+        service::tests(),
+        tidy::tests(),
+    ];
+    if arguments.list {
+        return libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code();
+    }
+    cluster::with_cluster(|| {
+        libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code()
+    })
+}

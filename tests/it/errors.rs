@@ -1,0 +1,272 @@
+//! What clients see go wrong, and what only the log says.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use serde_json::{Value, json};
+use task_history::app;
+use task_history::domain::Clock;
+use tower::ServiceExt;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::cluster;
+use crate::harness::{TestApp, tests};
+
+tests![
+    no_route_has_the_path,
+    no_route_has_the_method,
+    a_slash_too_many_is_redirected,
+    a_body_that_is_too_large,
+    a_field_that_cannot_be_stored_is_named,
+    ids_have_limits,
+    all_faults_of_a_report_at_once,
+    a_broken_table_shows_the_client_nothing_and_the_log_everything,
+    a_panic_is_answered,
+    a_database_that_is_gone_is_said_to_be_unavailable,
+    request_ids_are_taken_or_made_and_returned,
+];
+
+async fn no_route_has_the_path() {
+    let app = TestApp::start().await;
+    for path in
+        ["/", "/nope", "/v1", "/v1/agents//tasks", "/v1/tasks/", "/v1/tasks/%FF", "/docs/nope", "//x/"]
+    {
+        let answer = app.get(path).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(answer.json(), json!({ "detail": "Not Found" }), "{path}");
+    }
+}
+
+async fn no_route_has_the_method() {
+    let app = TestApp::start().await;
+    for (method, path, allowed) in [
+        ("POST", "/v1/agents/a/tasks", "GET"),
+        ("GET", "/v1/agents/a/invoke/async", "POST"),
+        ("PUT", "/agent-execution/t/update", "PATCH"),
+        ("DELETE", "/health", "GET"),
+    ] {
+        let answer = app.request(method, path, None).await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        assert_eq!(answer.json(), json!({ "detail": "Method Not Allowed" }));
+        let allow = answer.headers["allow"].to_str().expect("text");
+        assert!(allow.split(',').any(|method| method.trim() == allowed), "{allow}");
+    }
+}
+
+async fn a_slash_too_many_is_redirected() {
+    let app = TestApp::start().await;
+    let answer = app.get("/v1/agents/a%2Fb/tasks/?page=2").await;
+    assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
+    assert_eq!(answer.headers["location"], "/v1/agents/a%2Fb/tasks?page=2");
+    assert_eq!(answer.text, "");
+}
+
+async fn a_body_that_is_too_large() {
+    let app = TestApp::start().await;
+    let largest = 8 << 20;
+    let shell = r#"{"id":"t","input":{"text":""}}"#.len();
+    for (extra, status) in [(0, StatusCode::OK), (1, StatusCode::PAYLOAD_TOO_LARGE)] {
+        let text = "x".repeat(largest - shell + extra);
+        let answer = app.invoke("a", json!({ "id": "t", "input": { "text": text } })).await;
+        assert_eq!(answer.status, status);
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            assert_eq!(answer.json(), json!({ "detail": "The request body has more than 8388608 bytes" }));
+        }
+    }
+    // It is a title too, and lists still work.
+    assert_eq!(app.get("/v1/agents/a/tasks").await.ok()["total"], 1);
+}
+
+async fn a_field_that_cannot_be_stored_is_named() {
+    let app = TestApp::start().await;
+    let body = json!({
+        "input": { "text": "a\0b", "files": ["ok", "\0"], "user": { "email": "\0", "id": "\0" } },
+        "payload_extension": { "deep": [{ "\0": 1 }] },
+        "source": "\0",
+        "user_oidc_token": "\0 is not kept, so it may be anything"
+    });
+    let answer = app.request("POST", "/v1/agents/%00/invoke/async?version=%00", Some(body)).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let detail = answer.json()["detail"].clone();
+    let locs: Vec<_> =
+        detail.as_array().expect("faults").iter().map(|fault| fault["loc"].to_string()).collect();
+    assert_eq!(
+        locs,
+        [
+            r#"["path","agent_id"]"#,
+            r#"["query","version"]"#,
+            r#"["body","input","text"]"#,
+            r#"["body","input","files",1]"#,
+            r#"["body","input","user","id"]"#,
+            r#"["body","input","user","email"]"#,
+            r#"["body","payload_extension"]"#,
+            r#"["body","source"]"#,
+        ]
+    );
+    assert_eq!(
+        detail[2],
+        json!({
+            "type": "value_error",
+            "loc": ["body", "input", "text"],
+            "msg": "Value error, must not contain NUL (U+0000)",
+            "input": "a\0b",
+            "ctx": { "error": {} }
+        })
+    );
+}
+
+async fn ids_have_limits() {
+    let app = TestApp::start().await;
+    let invoke = async |id: &str| app.invoke("a", json!({ "id": id, "input": {} })).await;
+    let longest = "é".repeat(255);
+    assert_eq!(invoke(&longest).await.ok()["id"], longest);
+    let too_long = "x".repeat(256);
+    assert_eq!(
+        invoke(&too_long).await.json()["detail"],
+        json!([{
+            "type": "string_too_long",
+            "loc": ["body", "id"],
+            "msg": "String should have at most 255 characters",
+            "input": too_long,
+            "ctx": { "max_length": 255 }
+        }])
+    );
+    let too_many_bytes = "😀".repeat(255);
+    assert_eq!(
+        invoke(&too_many_bytes).await.json()["detail"][0]["msg"],
+        "Value error, must have at most 800 bytes in UTF-8"
+    );
+    // Official clients send empty texts for what they don't have.
+    assert_ne!(invoke("").await.ok()["id"], "");
+    // Three of the longest texts at once still fit an index entry; random ones, since an index may compress.
+    let mut seed = 1_u32;
+    let mut noise = || {
+        let next = |_| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from_u32(0x4e00 + (seed >> 8) % 0x5000).expect("a character")
+        };
+        (0..255).map(next).collect::<String>()
+    };
+    let (agent, id, user, trigger, status) = (noise(), noise(), noise(), noise(), noise());
+    let encoded: String = form_urlencoded::byte_serialize(agent.as_bytes()).collect();
+    let body = json!({
+        "id": id,
+        "input": { "user": { "id": user, "email": "x" } },
+        "parent_execution_id": id,
+        "triggering_agent_id": trigger
+    });
+    app.invoke(&encoded, body).await.ok();
+    let encoded_id: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    app.report(&encoded_id, json!({ "internal_status": status })).await.ok();
+    assert_eq!(app.get(&format!("/v1/agents/{encoded}/tasks")).await.ok()["total"], 1);
+}
+
+async fn all_faults_of_a_report_at_once() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let before = app.get("/v1/tasks/t").await.ok();
+    let body =
+        json!({ "result": { "a": 1 }, "status": "running", "internal_status": "x".repeat(256), "title": 5 });
+    let answer = app.report("t", body).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let detail = answer.json()["detail"].clone();
+    let kinds: Vec<_> = detail.as_array().expect("faults").iter().map(|fault| &fault["type"]).collect();
+    assert_eq!(kinds, ["enum", "string_type", "string_too_long", "string_type"]);
+    assert_eq!(app.get("/v1/tasks/t").await.ok(), before);
+    for body in [json!([]), json!(null), json!("x")] {
+        assert_eq!(app.report("t", body).await.json()["detail"][0]["type"], "model_attributes_type");
+    }
+}
+
+/// Collects what is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn lines(&self) -> Vec<Value> {
+        let bytes = self.0.lock().expect("no panic").clone();
+        let text = String::from_utf8(bytes).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+async fn a_broken_table_shows_the_client_nothing_and_the_log_everything() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    cluster::execute(&app.database, "ALTER TABLE tasks RENAME COLUMN title TO sabotaged").await;
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(log.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    for (method, path, body) in [
+        ("GET", "/v1/agents/a/tasks", None),
+        ("GET", "/v1/tasks/t", None),
+        ("POST", "/v1/agents/a/invoke/async", Some(json!({ "input": {} }))),
+        ("PATCH", "/agent-execution/t/update", Some(json!({ "result": "x" }))),
+    ] {
+        let answer = app.request(method, path, body).await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{method} {path}");
+        assert_eq!(answer.json(), json!({ "detail": "Internal Server Error" }));
+        let id = answer.headers["x-request-id"].to_str().expect("text");
+        let lines = log.lines();
+        let ours: Vec<_> = lines.iter().filter(|line| line["request_id"] == id).collect();
+        assert_eq!(ours.len(), 1, "logged once: {ours:?}");
+        assert_eq!(ours[0]["level"], "ERROR");
+        assert!(ours[0]["error"].as_str().is_some_and(|text| text.contains("title")), "{}", ours[0]);
+    }
+}
+
+async fn a_panic_is_answered() {
+    let app = TestApp::start().await;
+    let router = app::router(app.store.clone(), Clock::new(|| panic!("the clock stopped")));
+    let request = Request::get("/v1/agents/a/tasks").header("x-api-key", &app.key).body(Body::empty());
+    let response = router.oneshot(request.expect("a request")).await.expect("infallible");
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let body = axum::body::to_bytes(response.into_body(), 1000).await.expect("a body");
+    assert_eq!(body, r#"{"detail":"Internal Server Error"}"#);
+}
+
+async fn a_database_that_is_gone_is_said_to_be_unavailable() {
+    let app = TestApp::start().await;
+    assert_eq!(app.get("/readyz").await.ok(), "ok");
+    cluster::execute("postgres", &format!("DROP DATABASE {} WITH (FORCE)", app.database)).await;
+    for path in ["/readyz", "/v1/agents/a/tasks"] {
+        let answer = app.get(path).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path} {}", answer.text);
+        assert_eq!(answer.json(), json!({ "detail": "The service is unavailable, try again later" }));
+        assert_eq!(answer.headers["retry-after"], "1");
+    }
+    assert_eq!(app.get("/health").await.ok(), "ok", "the process is alive all the same");
+}
+
+async fn request_ids_are_taken_or_made_and_returned() {
+    let app = TestApp::start().await;
+    let with_id = async |id: &str| {
+        let request = Request::get("/health").header("x-request-id", id).body(Body::empty());
+        app.send(request.expect("a request")).await.headers["x-request-id"].to_str().expect("text").to_owned()
+    };
+    assert_eq!(with_id("caller-1").await, "caller-1");
+    for unusable in ["", "has a space", &"x".repeat(129)] {
+        assert_eq!(with_id(unusable).await.len(), 36, "made up instead of {unusable:?}");
+    }
+}

@@ -1,0 +1,91 @@
+//! What FastAPI itself answers to hundreds of requests, good and bad, compared with what this service answers.
+//!
+//! `contract/fastapi_answers.json` was written by FastAPI: see `tests/contract/fastapi_answers.py`.
+
+use axum::body::Body;
+use axum::http::Request;
+use base64::Engine;
+use serde_json::Value;
+
+use crate::harness::{TestApp, tests};
+
+tests![same_status_and_same_detail];
+
+/// Where this service knowingly answers otherwise, and why.
+const DIFFERENT: &[(&str, &str)] = &[];
+
+async fn same_status_and_same_detail() {
+    let app = TestApp::start().await;
+    let table = include_str!("contract/fastapi_answers.json");
+    let cases: Vec<Value> = serde_json::from_str(table).expect("a table");
+    assert!(cases.len() > 800, "the table has {} cases", cases.len());
+    let mut failures = Vec::new();
+    let mut excused = Vec::new();
+    for case in &cases {
+        let name = case["name"].as_str().expect("a name");
+        let difference = compare(&app, case).await;
+        let reason = DIFFERENT.iter().find(|(prefix, _)| name.starts_with(prefix));
+        match (difference, reason) {
+            (None, None) => {}
+            (Some(_), Some((prefix, _))) => excused.push(*prefix),
+            (Some(difference), None) => failures.push(format!("{name}: {difference}")),
+            (None, Some((_, reason))) => {
+                failures.push(format!("{name}: the same after all, although {reason}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} differ\n{}", failures.len(), cases.len(), failures.join("\n"));
+    for (prefix, reason) in DIFFERENT {
+        assert!(excused.contains(prefix), "no case is called {prefix}: {reason}");
+    }
+}
+
+/// The difference, if there is one.
+async fn compare(app: &TestApp, case: &Value) -> Option<String> {
+    let text = |key: &str| case.get(key).and_then(Value::as_str);
+    let mut request =
+        Request::builder().method(text("method")?).uri(text("target")?).header("x-api-key", &app.key);
+    if let Some(content_type) = text("content_type") {
+        request = request.header("content-type", content_type);
+    }
+    let body = match (text("body"), text("body_base64")) {
+        (Some(body), _) => body.as_bytes().to_vec(),
+        (None, Some(encoded)) => base64::prelude::BASE64_STANDARD.decode(encoded).expect("base64"),
+        (None, None) => Vec::new(),
+    };
+    let request = match request.body(Body::from(body)) {
+        Ok(request) => request,
+        Err(error) => return Some(format!("can't be sent: {error}")),
+    };
+    let answer = app.send(request).await;
+    let expected = &case["answer"];
+    let shown = |text: String| text.chars().take(400).collect::<String>();
+    if u64::from(answer.status.as_u16()) != case["status"].as_u64().expect("a status") {
+        return Some(format!("{} instead of {}: {}", answer.status, case["status"], shown(answer.text)));
+    }
+    let actual = answer.json();
+    let same = if answer.status.is_success() {
+        expected.is_null() || ["page", "per_page"].iter().all(|key| same(&actual[key], &expected[key]))
+    } else {
+        same(&actual, expected)
+    };
+    (!same).then(|| {
+        format!("\n  FastAPI  {}\n  here     {}", shown(expected.to_string()), shown(actual.to_string()))
+    })
+}
+
+/// Equal as JSON: the order of keys and the way to write a number don't count.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => {
+            let is_integer = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+            let (a, b) = (a.to_string(), b.to_string());
+            a == b || (!(is_integer(&a) && is_integer(&b)) && a.parse::<f64>().ok() == b.parse::<f64>().ok())
+        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+        }
+        (a, b) => a == b,
+    }
+}

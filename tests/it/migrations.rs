@@ -1,0 +1,70 @@
+//! Migrations: those of `sqlx migrate run`, which is run here as it is, and those of the program are the same.
+
+use clap::Parser;
+use futures_util::future::join_all;
+use sqlx::Row;
+use task_history::store::{self, DatabaseUrl};
+
+use crate::cluster;
+use crate::harness::tests;
+
+tests![the_cli_and_the_program_agree, many_at_once_are_harmless];
+
+async fn migrate_with_cli(database: &str) {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+    let url = cluster::url_of(database);
+    let arguments =
+        ["sqlx", "--no-dotenv", "migrate", "run", "--source", source, "--database-url", url.as_str()];
+    sqlx_cli::run(sqlx_cli::Opt::parse_from(arguments)).await.expect("sqlx migrate run");
+}
+
+async fn migrate_with_program(database: &str) {
+    let url = DatabaseUrl::parse(&cluster::url_of(database)).expect("a URL");
+    store::migrate(&url).await.expect("migrations");
+}
+
+/// What was applied, and the whole schema as far as the catalogue tells it.
+async fn state(database: &str) -> (Vec<String>, Vec<String>) {
+    let mut connection = cluster::connect(database).await;
+    let applied =
+        "SELECT version || ' ' || description || ' ' || encode(checksum, 'hex') || ' ' || installed_on
+                   FROM _sqlx_migrations ORDER BY version";
+    let schema = "
+        SELECT table_name || '.' || column_name || ' ' || udt_name || ' ' || is_nullable || ' ' ||
+               COALESCE(collation_name, '-') || ' ' || COALESCE(column_default, '-')
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name NOT LIKE '\\_sqlx%'
+        UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '\\_sqlx%'
+        UNION ALL SELECT conrelid::regclass || ': ' || pg_get_constraintdef(oid) FROM pg_constraint
+                  WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE '\\_sqlx%'
+        UNION ALL SELECT 'task_status: ' || enumlabel FROM pg_enum
+        ORDER BY 1";
+    let mut texts = Vec::new();
+    for query in [applied, schema] {
+        let rows = sqlx::query(query).fetch_all(&mut connection).await.expect("rows");
+        texts.push(rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>());
+    }
+    let schema = texts.pop().expect("two");
+    (texts.pop().expect("two"), schema)
+}
+
+async fn the_cli_and_the_program_agree() {
+    let (first, second) = (cluster::empty_database().await, cluster::empty_database().await);
+    migrate_with_cli(&first).await;
+    migrate_with_program(&second).await;
+    let (cli, program) = (state(&first).await, state(&second).await);
+    assert!(cli.1.len() > 40, "{:?}", cli.1);
+    assert_eq!(cli.1, program.1, "the same schema");
+    migrate_with_program(&first).await;
+    migrate_with_cli(&second).await;
+    assert_eq!(state(&first).await, cli, "the program has nothing to add to the command line's");
+    assert_eq!(state(&second).await, program, "nor the other way round");
+}
+
+async fn many_at_once_are_harmless() {
+    let database = cluster::empty_database().await;
+    join_all((0..8).map(|_| migrate_with_program(&database))).await;
+    let (applied, _) = state(&database).await;
+    let files =
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).expect("a directory").count();
+    assert_eq!(applied.len(), files);
+}
