@@ -45,7 +45,7 @@ impl<S: Sync> FromRequest<S> for JsonBody {
         serde_json::from_str(text).map(|value| Self(Some(value))).map_err(|_| {
             match syntax::find_fault(text) {
                 Some((position, error)) => ApiError::Invalid(vec![Fault::json_invalid(position, error)]),
-                // Well formed after all, so it is nested too deeply.
+                // Well formed as far as anyone looks, so it is nested too deeply.
                 None => ApiError::BodyUnreadable,
             }
         })

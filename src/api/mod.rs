@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tower_http::CompressionLevel;
@@ -54,6 +55,10 @@ pub fn router(api: Api) -> Router {
     let docs = SwaggerUi::new("/docs")
         .config(Config::new(["/openapi.json"]).validator_url("none"))
         .external_url_unchecked("/openapi.json", document);
+    let docs = Router::from(docs).layer(map_response(async |response: Response| match response.status() {
+        StatusCode::NOT_FOUND => ApiError::RouteNotFound.into_response(),
+        _ => response,
+    }));
     routes
         .with_state(api)
         .merge(docs)

@@ -1,6 +1,10 @@
 //! Where a text stops being JSON, in the words and by the count of Python's `json`, which clients know from FastAPI.
 
-/// The first fault: its position in characters, and what it is. `None` where the text is well formed.
+/// Deepest nesting that is looked into; Python gives up near it, and nobody means it.
+const MAX_DEPTH: usize = 900;
+
+/// The first fault: its position in characters, and what it is. `None` where the text is well formed, or nested too
+/// deeply to tell.
 ///
 /// `NaN` and `Infinity` are faults here although Python accepts them: JSON has no such numbers, and they could not
 /// be stored or sent back.
@@ -34,6 +38,9 @@ impl Scanner<'_> {
         let mut open = Vec::new();
         let mut at = self.skip_space(0);
         loop {
+            if open.len() > MAX_DEPTH {
+                return Ok(at);
+            }
             // Here a value begins.
             match self.at(at) {
                 Some(b'{') => {
@@ -157,13 +164,13 @@ impl Scanner<'_> {
                 match first {
                     // Half of a pair is no character; Python lets it pass, and then nothing can store it.
                     0xd800..0xdc00 => {
-                        let low = (self.at(at + 6) == Some(b'\\') && self.at(at + 7) == Some(b'u'))
-                            .then(|| self.hex(at + 8))
-                            .flatten();
-                        if low.is_some_and(|low| (0xdc00..0xe000).contains(&low)) {
-                            Ok(at + 12)
-                        } else {
-                            Err(invalid)
+                        if self.at(at + 6) != Some(b'\\') || self.at(at + 7) != Some(b'u') {
+                            return Err(invalid);
+                        }
+                        match self.hex(at + 8).filter(|_| at + 12 < self.bytes.len()) {
+                            Some(0xdc00..0xe000) => Ok(at + 12),
+                            Some(_) => Err(invalid),
+                            None => Err((at + 7, invalid.1)),
                         }
                     }
                     0xdc00..0xe000 => Err(invalid),

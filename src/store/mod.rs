@@ -41,6 +41,9 @@ pub struct DatabaseUrl {
 impl DatabaseUrl {
     /// Parses a `postgres://user:password@host:port/database` URL; `?host=/directory` names a socket directory.
     pub fn parse(url: &str) -> Result<Self, String> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err("it does not begin with postgres://".to_owned());
+        }
         let options = PgConnectOptions::from_str(url).map_err(|error| error.to_string())?;
         Ok(Self { options: options.application_name("task-history") })
     }

@@ -1,14 +1,12 @@
 //! Writing: invocations, and what runners report about them.
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::Connection;
-use sqlx::types::Json;
 
 use super::tasks::{TaskRow, select_task};
 use super::{Store, StoreError};
-use crate::domain::{
-    AgentId, Input, Invocation, Label, OrganizationId, Report, Request, Status, Task, TaskId, UserId,
-};
+use crate::domain::{AgentId, Invocation, Label, OrganizationId, Report, Status, Task, TaskId, UserId};
 
 impl Store {
     /// Records an invocation: a new task, or the next turn of the one with its id. Committed when this returns.
@@ -51,7 +49,7 @@ impl Store {
                 INSERT INTO task_turns (
                     organization_id, task_id, turn, input, request, status, is_manually_stopped, created_at
                 )
-                SELECT t.organization_id, t.id, t.turns, $10, $11, t.status, false, $9
+                SELECT t.organization_id, t.id, t.turns, $10::text::json, $11::text::json, t.status, false, $9
                 FROM t
                 RETURNING *
             )
@@ -66,8 +64,8 @@ impl Store {
             &invocation.source as &Label,
             invocation.title(),
             now,
-            Json(&invocation.input) as Json<&Input>,
-            Json(&invocation.request) as Json<&Request>
+            to_json(&invocation.input),
+            to_json(&invocation.request)
         )
         .fetch_optional(&mut *connection)
         .await?;
@@ -120,7 +118,7 @@ async fn update_task(connection: &mut sqlx::PgConnection, task: &Task) -> Result
             WHERE organization_id = $1 AND id = $2
         )
         UPDATE task_turns
-        SET request = $10, status = $4, internal_status = $5, result = $8, last_executed_node_id = $11,
+        SET request = $10::text::json, status = $4, internal_status = $5, result = $8, last_executed_node_id = $11,
             is_manually_stopped = $12, started_at = $13, paused_at = $14, finished_at = $15
         WHERE organization_id = $1 AND task_id = $2 AND turn = $3
         "#,
@@ -133,7 +131,7 @@ async fn update_task(connection: &mut sqlx::PgConnection, task: &Task) -> Result
         summary.title.as_deref(),
         progress.result.as_deref(),
         summary.updated_at,
-        Json(&turn.request) as Json<&Request>,
+        to_json(&turn.request),
         progress.last_executed_node_id.as_deref(),
         progress.is_manually_stopped,
         progress.started_at,
@@ -143,4 +141,9 @@ async fn update_task(connection: &mut sqlx::PgConnection, task: &Task) -> Result
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// JSON as text, which the statements cast. sqlx would bind it as jsonb, and that sorts keys.
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("texts, numbers and flags can be written as JSON")
 }

@@ -1,6 +1,8 @@
 //! The service's own PostgreSQL: that it starts whatever was left behind, keeps what was acknowledged, and says what
 //! to do where it can't.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -250,6 +252,7 @@ async fn a_directory_that_postgres_cannot_enter() {
         return;
     }
     let closed = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(closed.path(), Permissions::from_mode(0o700)).expect("own directory");
     let directory = closed.path().join("data");
     let error = embedded::Embedded::start(&options(&directory)).await.expect_err("it can't start");
     assert!(

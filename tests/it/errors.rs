@@ -8,6 +8,8 @@ use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 use task_history::app;
 use task_history::domain::Clock;
+use task_history::embedded::{Embedded, Options};
+use task_history::store::{self, DatabaseUrl, Secret, Store};
 use tower::ServiceExt;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -247,16 +249,41 @@ async fn a_panic_is_answered() {
 }
 
 async fn a_database_that_is_gone_is_said_to_be_unavailable() {
-    let app = TestApp::start().await;
-    assert_eq!(app.get("/readyz").await.ok(), "ok");
-    cluster::execute("postgres", &format!("DROP DATABASE {} WITH (FORCE)", app.database)).await;
+    let directory = cluster::world_readable_directory();
+    let options = Options { directory: directory.path().join("cluster"), binaries: None, durable: false };
+    let server = Embedded::start(&options).await.expect("it starts");
+    let url = DatabaseUrl::parse(&server.database_url("postgres")).expect("a URL");
+    store::migrate(&url).await.expect("migrations");
+    let store = Store::new(&url, 2);
+    let key = Secret::parse("test-key-of-the-default-organisation").expect("a key");
+    store.bootstrap(Some(&key), Clock::system().now()).await.expect("a first start");
+    let router = app::router(store, Clock::system());
+    let get = async |path: &str| {
+        let request = Request::get(path).header("x-api-key", key.expose()).body(Body::empty());
+        let response = router.clone().oneshot(request.expect("a request")).await.expect("infallible");
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, 1000).await.expect("a body");
+        (parts.status, parts.headers, serde_json::from_slice::<Value>(&body).expect("JSON"))
+    };
+    assert_eq!(get("/readyz").await.2, "ok");
+    assert_eq!(get("/v1/agents/a/tasks").await.0, StatusCode::OK);
+
+    server.stop().await.expect("it stops");
     for path in ["/readyz", "/v1/agents/a/tasks"] {
-        let answer = app.get(path).await;
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{path} {}", answer.text);
-        assert_eq!(answer.json(), json!({ "detail": "The service is unavailable, try again later" }));
-        assert_eq!(answer.headers["retry-after"], "1");
+        // A connection that was idle and one that can't be made.
+        for _ in 0..3 {
+            let (status, headers, body) = get(path).await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path} {body}");
+            assert_eq!(body, json!({ "detail": "The service is unavailable, try again later" }));
+            assert_eq!(headers["retry-after"], "1");
+        }
     }
-    assert_eq!(app.get("/health").await.ok(), "ok", "the process is alive all the same");
+    assert_eq!(get("/health").await.2, "ok", "the process is alive all the same");
+
+    let server = Embedded::start(&options).await.expect("it starts");
+    assert_eq!(get("/readyz").await.2, "ok", "it comes back by itself");
+    assert_eq!(get("/v1/agents/a/tasks").await.0, StatusCode::OK);
+    server.stop().await.expect("it stops");
 }
 
 async fn request_ids_are_taken_or_made_and_returned() {

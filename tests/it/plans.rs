@@ -44,7 +44,9 @@ async fn each_filter_has_its_index() {
         collect_scans(&plan, &mut scans);
         assert_eq!(scans.len(), 2, "one for the page, one for the total: {plan:#}");
         for scan in scans {
-            assert_eq!(scan["Index Name"], index, "{filter:?}: {plan:#}");
+            // Without a filter any index of the agent's tasks counts them as well.
+            let counts_all = index == "tasks_by_agent" && scan["Node Type"] == "Index Only Scan";
+            assert!(counts_all || scan["Index Name"] == index, "{filter:?}: {plan:#}");
             // A sub-task's agent is looked at on its row: a parent has few.
             let filtered = scan.get("Filter").and_then(Value::as_str);
             let expected = (index == "tasks_by_parent").then_some("(agent_id = 'a'::text)");
