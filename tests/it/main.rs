@@ -16,6 +16,7 @@ mod migrations;
 mod openapi;
 mod plans;
 mod process;
+mod readme;
 mod service;
 mod tidy;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         migrations::tests(),
         openapi::tests(),
         plans::tests(),
+        readme::tests(),
         service::tests(),
         tidy::tests(),
     ];

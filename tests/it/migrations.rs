@@ -2,13 +2,14 @@
 
 use clap::Parser;
 use futures_util::future::join_all;
-use sqlx::Row;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Executor, Row, SqlSafeStr};
 use task_history::store::{self, DatabaseUrl};
 
 use crate::cluster;
 use crate::harness::tests;
 
-tests![the_cli_and_the_program_agree, many_at_once_are_harmless];
+tests![the_cli_and_the_program_agree, many_at_once_are_harmless, committed_query_data_is_current];
 
 async fn migrate_with_cli(database: &str) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
@@ -68,4 +69,22 @@ async fn many_at_once_are_harmless() {
     let files =
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).expect("a directory").count();
     assert_eq!(applied.len(), files);
+}
+
+/// What the compiler checks statements against is what the migrations make.
+async fn committed_query_data_is_current() {
+    let database = cluster::migrated_database().await;
+    let mut connection = cluster::connect(&database).await;
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx");
+    let mut described = 0;
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a file");
+        let committed: Value = serde_json::from_str(&text).expect("JSON");
+        let query = committed["query"].as_str().expect("a statement").to_owned();
+        let current = connection.describe(AssertSqlSafe(query.clone()).into_sql_str()).await.expect(&query);
+        let current = serde_json::to_value(&current).expect("JSON");
+        assert_eq!(current, committed["describe"], "run `cargo sqlx prepare`, see CONTRIBUTING.md: {query}");
+        described += 1;
+    }
+    assert!(described >= 10, "only {described} statements");
 }
