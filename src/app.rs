@@ -10,6 +10,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Api};
 use crate::config::{Config, DatabaseConfig};
@@ -48,8 +49,8 @@ impl Database {
 }
 
 /// The service as a router: every route, and a log line for each request.
-pub fn router(store: Store, clock: Clock) -> Router {
-    api::router(Api { store, clock }).layer(axum::middleware::from_fn(telemetry::log_request))
+pub fn router(api: Api) -> Router {
+    api::router(api).layer(axum::middleware::from_fn(telemetry::log_request))
 }
 
 /// Serves until SIGTERM or Ctrl-C, then finishes what is under way.
@@ -71,10 +72,15 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     tracing::info!(%address, database = %url, "listening");
     greet(address, &bootstrap);
 
-    let mut told = stop.clone();
-    let serving = axum::serve(listener, router(store.clone(), clock)).with_graceful_shutdown(async move {
-        let _ = told.changed().await;
-    });
+    let stopping = CancellationToken::new();
+    let told = stopping.clone();
+    let api = Api {
+        store: store.clone(),
+        clock,
+        invoke_timeout: config.invoke_timeout,
+        stopping: stopping.clone(),
+    };
+    let serving = axum::serve(listener, router(api)).with_graceful_shutdown(told.cancelled_owned());
     let mut serving = tokio::spawn(serving.into_future());
     let died = async {
         match &mut server {
@@ -89,6 +95,7 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(EXIT_DATABASE_DIED));
         }
         _ = stop.changed() => {
+            stopping.cancel();
             tracing::info!("stopping: requests under way are finished, new ones refused");
             if tokio::time::timeout(config.drain_timeout, &mut serving).await.is_err() {
                 tracing::warn!(drain_timeout = ?config.drain_timeout, "some requests took too long and were ended");

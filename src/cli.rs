@@ -77,6 +77,9 @@ pub struct ServeArgs {
     /// Most connections to the database
     #[arg(long, env = "TASK_HISTORY_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "NUMBER")]
     pub database_connections: usize,
+    /// How long a synchronous invocation waits for its outcome before it answers with the task as it is
+    #[arg(long, env = "TASK_HISTORY_INVOKE_TIMEOUT", default_value = "5m", value_name = "DURATION")]
+    pub invoke_timeout: humantime::Duration,
     /// How long requests under way may take to finish when the service is told to stop
     #[arg(long, env = "TASK_HISTORY_DRAIN_TIMEOUT", default_value = "10s", value_name = "DURATION")]
     pub drain_timeout: humantime::Duration,

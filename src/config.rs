@@ -19,6 +19,8 @@ pub struct Config {
     pub bootstrap_key: Option<Secret>,
     /// Most connections to the database.
     pub database_connections: usize,
+    /// How long a synchronous invocation waits for its outcome.
+    pub invoke_timeout: Duration,
     /// How long requests under way may take to finish at the end.
     pub drain_timeout: Duration,
     /// Where the database is.
@@ -37,7 +39,14 @@ pub enum DatabaseConfig {
 impl Config {
     /// Checks the arguments of `serve`.
     pub fn new(args: ServeArgs) -> anyhow::Result<Self> {
-        let ServeArgs { listen, bootstrap_key, database_connections, drain_timeout, database } = args;
+        let ServeArgs {
+            listen,
+            bootstrap_key,
+            database_connections,
+            invoke_timeout,
+            drain_timeout,
+            database,
+        } = args;
         // Compose files and unit files pass on variables that are set to nothing.
         let bootstrap_key = bootstrap_key
             .filter(|key| !key.is_empty())
@@ -51,6 +60,7 @@ impl Config {
             listen: parse_listen(&listen)?,
             bootstrap_key,
             database_connections,
+            invoke_timeout: *invoke_timeout,
             drain_timeout: *drain_timeout,
             database: DatabaseConfig::new(database)?,
         })

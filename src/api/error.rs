@@ -22,6 +22,8 @@ pub(crate) enum ApiError {
     TaskNotFound,
     /// The id is that of another agent's task.
     OtherAgent,
+    /// The idempotency key was used with another request.
+    OtherRequest,
     /// The request breaks the contract; all faults that it has.
     Invalid(Vec<Fault>),
     /// No route has this path.
@@ -52,6 +54,9 @@ impl ApiError {
             Self::ReadOnlyKey => (StatusCode::FORBIDDEN, detail("This API key may only read")),
             Self::TaskNotFound => (StatusCode::NOT_FOUND, detail("Task not found")),
             Self::OtherAgent => (StatusCode::CONFLICT, detail("This id belongs to a task of another agent")),
+            Self::OtherRequest => {
+                (StatusCode::CONFLICT, detail("This Idempotency-Key was used with another request"))
+            }
             Self::Invalid(faults) => (StatusCode::UNPROCESSABLE_ENTITY, json!(faults)),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, detail("Not Found")),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, detail("Method Not Allowed")),
@@ -77,6 +82,7 @@ impl ApiError {
             Self::ReadOnlyKey
             | Self::TaskNotFound
             | Self::OtherAgent
+            | Self::OtherRequest
             | Self::Invalid(_)
             | Self::RouteNotFound
             | Self::MethodNotAllowed
@@ -113,6 +119,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::OtherAgent => Self::OtherAgent,
+            StoreError::OtherRequest => Self::OtherRequest,
             StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
             StoreError::Corrupt { .. } | StoreError::Query(_) | StoreError::Migrate(_) => {
                 let mut text = error.to_string();

@@ -4,8 +4,10 @@
 
 use std::borrow::Cow;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Map, Number, Value, json};
+use strum::EnumMessage;
 
 use crate::domain::{TextError, Word};
 
@@ -62,6 +64,18 @@ impl Fault {
         Self::new("model_attributes_type", loc, msg, input)
     }
 
+    /// The value is no list.
+    pub(crate) fn not_a_list(loc: Vec<Step>, input: Value) -> Self {
+        Self::new("list_type", loc, "Input should be a valid list", input)
+    }
+
+    /// The list has too many items. They are not sent back.
+    pub(crate) fn too_long(loc: Vec<Step>, max: usize, actual: usize) -> Self {
+        let msg = format!("List should have at most {max} items after validation, not {actual}");
+        Self::new("too_long", loc, msg, Value::Null)
+            .with_ctx(json!({ "field_type": "List", "max_length": max, "actual_length": actual }))
+    }
+
     /// The text can't be an id or a label, or can't be stored.
     pub(crate) fn text(loc: Vec<Step>, error: TextError, input: Value) -> Self {
         match error {
@@ -95,6 +109,8 @@ impl Fault {
 pub(crate) struct QueryReader<'f> {
     pairs: Vec<(Cow<'static, str>, String)>,
     faults: &'f mut Vec<Fault>,
+    /// How the official SDK writes some values; see [`QueryReader::lenient`].
+    lenient: bool,
 }
 
 /// A whole number as the contract allows it: of up to 4,300 digits.
@@ -111,22 +127,66 @@ impl<'f> QueryReader<'f> {
         let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
             .map(|(name, value)| (Cow::Owned(name.into_owned()), value.into_owned()))
             .collect();
-        Self { pairs, faults }
+        Self { pairs, faults, lenient: false }
+    }
+
+    /// Reads as the official SDK writes: an empty value is none, and the name of an enumeration may stand before a
+    /// word of it, as in `AgentExecutionStatus.Completed`.
+    pub(crate) fn lenient(query: Option<&str>, faults: &'f mut Vec<Fault>) -> Self {
+        Self { lenient: true, ..Self::new(query, faults) }
     }
 
     /// A text; of several the last, and an empty one is not an absent one.
     pub(crate) fn text(&self, name: &str) -> Option<String> {
-        self.pairs.iter().rfind(|(other, _)| other == name).map(|(_, value)| value.clone())
+        let value = self.pairs.iter().rfind(|(other, _)| other == name).map(|(_, value)| value.clone());
+        value.filter(|value| !(self.lenient && value.is_empty()))
     }
 
     /// A word of an enumeration.
     pub(crate) fn one_of<T: Word>(&mut self, name: &'static str) -> Option<T> {
         let text = self.text(name)?;
-        let value = T::parse(&text);
+        let word = match text.rsplit_once('.') {
+            Some((_, member)) if self.lenient => Cow::Owned(member.to_ascii_lowercase()),
+            _ => Cow::Borrowed(text.as_str()),
+        };
+        let value = T::parse(&word);
         if value.is_none() {
             self.faults.push(Fault::one_of::<T>(vec!["query".into(), name.into()], text.into()));
         }
         value
+    }
+
+    /// Words of an enumeration, separated by commas.
+    pub(crate) fn any_of<T: Word>(&mut self, name: &'static str) -> Option<Vec<T>> {
+        let text = self.text(name)?;
+        let values: Option<Vec<T>> = text.split(',').map(|word| T::parse(word.trim())).collect();
+        if values.is_none() {
+            self.faults.push(Fault::one_of::<T>(vec!["query".into(), name.into()], text.into()));
+        }
+        values
+    }
+
+    /// A point in time, as pydantic reads one: ISO 8601, a date alone, or seconds since 1970. Without a zone it is UTC.
+    pub(crate) fn datetime(&mut self, name: &'static str) -> Option<DateTime<Utc>> {
+        let text = self.text(name)?;
+        let parsed = speedate::DateTime::parse_str(&text).ok().or_else(|| {
+            let date = speedate::Date::parse_str(&text).ok()?;
+            speedate::DateTime::parse_str(&format!("{date}T00:00:00")).ok()
+        });
+        if let Some(time) = parsed {
+            return DateTime::from_timestamp(time.timestamp_tz(), time.time.microsecond * 1_000);
+        }
+        let error = speedate::Date::parse_str(&text)
+            .err()
+            .map_or("invalid datetime", |error| error.get_documentation().unwrap_or("invalid datetime"));
+        let fault = Fault::new(
+            "datetime_from_date_parsing",
+            vec!["query".into(), name.into()],
+            format!("Input should be a valid datetime or date, {error}"),
+            text.into(),
+        );
+        self.faults.push(fault.with_ctx(json!({ "error": error })));
+        None
     }
 
     /// A whole number from 1 to `max`.
@@ -253,6 +313,11 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         Self::of(body, vec!["body".into()], faults)
     }
 
+    /// A reader of an item of the body, where that is a list.
+    pub(crate) fn of_item(item: &'a Value, at: usize, faults: &'f mut Vec<Fault>) -> Option<Self> {
+        Self::of(item, vec!["body".into(), Step::Index(at)], faults)
+    }
+
     fn of(value: &'a Value, loc: Vec<Step>, faults: &'f mut Vec<Fault>) -> Option<Self> {
         if let Value::Object(fields) = value {
             Some(Self { fields, loc, faults })
@@ -335,6 +400,21 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         parse(text.to_owned()).map_err(|error| self.faults.push(Fault::text(loc, error, value.clone()))).ok()
     }
 
+    /// An id or a label that must be there.
+    pub(crate) fn required_parsed_text<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl Fn(String) -> Result<T, TextError>,
+    ) -> Option<T> {
+        let loc = self.loc_of(name);
+        let Some(value) = self.fields.get(name) else {
+            self.faults.push(Fault::missing(loc, Value::Object(self.fields.clone())));
+            return None;
+        };
+        let text = read_text(value, loc.clone(), self.faults)?;
+        parse(text).map_err(|error| self.faults.push(Fault::text(loc, error, value.clone()))).ok()
+    }
+
     /// A list of texts that may be absent (`default`) or null.
     pub(crate) fn texts(&mut self, name: &'static str, default: Vec<String>) -> Option<Vec<String>> {
         let items = self.list(name, default)?;
@@ -346,6 +426,40 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
                 .filter_map(|(at, item)| read_text(item, self.loc_in(name, at), self.faults))
                 .collect(),
         })
+    }
+
+    /// A list of texts that may be absent or null, which is the same.
+    pub(crate) fn texts_or_null(&mut self, name: &'static str) -> Option<Vec<String>> {
+        self.present(name).and_then(|_| self.texts(name, Vec::new()))
+    }
+
+    /// A number that may be absent or null.
+    pub(crate) fn number(&mut self, name: &'static str) -> Option<f64> {
+        let value = self.present(name)?;
+        let number = value.as_f64().filter(|number| number.is_finite());
+        if number.is_none() {
+            let fault =
+                Fault::new("float_type", self.loc_of(name), "Input should be a valid number", value.clone());
+            self.faults.push(fault);
+        }
+        number
+    }
+
+    /// A whole number of 64 bits that may be absent or null.
+    pub(crate) fn integer(&mut self, name: &'static str) -> Option<i64> {
+        let value = self.present(name)?;
+        let number = value.as_i64();
+        if number.is_none() {
+            let fault =
+                Fault::new("int_type", self.loc_of(name), "Input should be a valid integer", value.clone());
+            self.faults.push(fault);
+        }
+        number
+    }
+
+    /// Any value but null.
+    pub(crate) fn value(&self, name: &str) -> Option<&'a Value> {
+        self.present(name)
     }
 
     /// A list of free objects that may be absent (none) or null.
@@ -392,6 +506,21 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         }
     }
 
+    /// A truth value that may be absent or null, which both mean `default`.
+    pub(crate) fn flag_or(&mut self, name: &'static str, default: bool) -> bool {
+        if self.present(name).is_some() { self.strict_flag(name) } else { default }
+    }
+
+    /// Any value that can be stored.
+    pub(crate) fn stored_value(&mut self, name: &'static str) -> Option<Value> {
+        let value = self.present(name)?;
+        if has_nul(value) {
+            self.faults.push(Fault::text(self.loc_of(name), TextError::Nul, value.clone()));
+            return None;
+        }
+        Some(value.clone())
+    }
+
     /// A word of an enumeration that may be absent (`default`) or null.
     pub(crate) fn one_of<T: Word>(&mut self, name: &'static str, default: Option<T>) -> Option<T> {
         let Some(value) = self.fields.get(name) else { return default };
@@ -412,9 +541,7 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
             Some(Value::Null) => None,
             Some(Value::Array(items)) => Some(Err(items)),
             Some(other) => {
-                let fault =
-                    Fault::new("list_type", self.loc_of(name), "Input should be a valid list", other.clone());
-                self.faults.push(fault);
+                self.faults.push(Fault::not_a_list(self.loc_of(name), other.clone()));
                 None
             }
         }

@@ -10,17 +10,22 @@ mod models;
 mod openapi;
 mod path;
 mod schemas;
+mod sdk;
+mod stream;
 mod syntax;
 mod tasks;
+mod threads;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -46,6 +51,10 @@ pub struct Api {
     pub store: Store,
     /// The time.
     pub clock: Clock,
+    /// How long a synchronous invocation waits for its outcome.
+    pub invoke_timeout: Duration,
+    /// Cancelled when the service stops: what waits or streams then ends.
+    pub stopping: CancellationToken,
 }
 
 /// Every route of the service.
@@ -80,13 +89,35 @@ pub fn openapi_document() -> Value {
 fn documented_routes() -> (Router<Api>, Value) {
     let (routes, document) = OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(tasks::list_agent_tasks))
-        .routes(routes!(tasks::get_task))
-        .routes(routes!(tasks::update_task))
+        .routes(routes!(tasks::list_tasks))
+        .routes(routes!(tasks::get_task, tasks::delete_task))
+        .routes(routes!(tasks::stop_task))
+        .routes(routes!(threads::get_thread))
+        .routes(routes!(threads::get_full_thread))
+        .routes(routes!(invocations::invoke))
         .routes(routes!(invocations::invoke_async))
+        .routes(routes!(invocations::invoke_stream))
         .routes(routes!(health::health))
         .routes(routes!(health::readyz))
+        .merge(sdk_routes())
+        .nest("/{organization_id}", sdk_routes())
         .split_for_parts();
     (routes, openapi::in_fastapi_dialect(&document))
+}
+
+/// The routes of the official SDK, which may put the organisation before them.
+fn sdk_routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(sdk::list_agent_history))
+        .routes(routes!(sdk::list_user_history))
+        .routes(routes!(sdk::create_task, sdk::stop_task))
+        .routes(routes!(sdk::get_status))
+        .routes(routes!(sdk::update_task))
+        .routes(routes!(sdk::report_task))
+        .routes(routes!(sdk::get_events))
+        .routes(routes!(sdk::push_events))
+        .routes(routes!(sdk::get_activity))
+        .routes(routes!(sdk::report_metrics))
 }
 
 /// The documented paths, for looking one up.

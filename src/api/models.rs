@@ -17,6 +17,12 @@ use crate::domain::{
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timestamp(DateTime<Utc>);
 
+impl From<DateTime<Utc>> for Timestamp {
+    fn from(time: DateTime<Utc>) -> Self {
+        Self(time)
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self.0;
@@ -184,12 +190,12 @@ pub(crate) struct AgentExecution {
     /// The caller's own data
     #[schema(value_type = Option<Object>)]
     payload_extension: Option<Map<String, Value>>,
-    /// A question that waits for a person; not reported by anyone yet
+    /// A question that waits for a person
     #[schema(value_type = Option<schemas::HumanInTheLoop>)]
-    hitl_request: Option<Value>,
-    /// A connector that waits for a person's authorisation; not reported by anyone yet
+    hitl_request: Option<Map<String, Value>>,
+    /// A connector that waits for a person's authorisation
     #[schema(value_type = Option<schemas::PendingECARequest>)]
-    pending_eca_request: Option<Value>,
+    pending_eca_request: Option<Map<String, Value>>,
     /// How the latest turn was invoked
     #[schema(value_type = Option<String>)]
     source: String,
@@ -241,7 +247,7 @@ pub(crate) struct AgentExecution {
     /// Whether the caller wants metrics
     #[schema(default = false)]
     return_metrics: bool,
-    /// The agent's plan; not reported by anyone yet
+    /// The agent's plan
     #[schema(value_type = Option<schemas::DeepPlanning>)]
     deep_planning: Value,
     /// How often the latest turn was tried
@@ -250,9 +256,9 @@ pub(crate) struct AgentExecution {
     /// Always null: tokens are not kept
     #[schema(value_type = Option<Object>)]
     user_tokens: Option<Map<String, Value>>,
-    /// Language model tokens that the latest turn used; not reported by anyone yet
+    /// Language model tokens that the latest turn used
     #[schema(value_type = Option<schemas::Tokens>)]
-    tokens: Option<Value>,
+    tokens: Option<Map<String, Value>>,
     /// Provider of the language model
     llm_model_provider: Option<String>,
     /// Name of the language model
@@ -260,12 +266,23 @@ pub(crate) struct AgentExecution {
     /// How much the language model shall reason
     #[schema(value_type = Option<schemas::ReasoningEffort>)]
     llm_reasoning_effort: Option<ReasoningEffort>,
+    /// How long the latest turn took, in seconds, by its runner's clock
+    duration: Option<f64>,
+    /// Names of the tools that the latest turn used
+    #[schema(value_type = Option<Vec<String>>, default = json!([]))]
+    used_tools: Vec<String>,
+    /// Most tool calls of the turn
+    tool_call_limit: Option<i64>,
+    /// The command line that runs the turn
+    harness_cli: Option<String>,
+    /// What that command line may do
+    permission_mode: Option<String>,
 }
 
 impl From<Task> for AgentExecution {
     fn from(task: Task) -> Self {
-        let Task { summary, turn, sub_executions, finished_sub_executions } = task;
-        let (progress, request) = (turn.progress, turn.request);
+        let Task { summary, turn, sub_executions, finished_sub_executions, events: _ } = task;
+        let (progress, request, reported) = (turn.progress, turn.request, turn.reported);
         let ids = |ids: Vec<crate::domain::TaskId>| ids.into_iter().map(|id| id.to_string()).collect();
         Self {
             id: summary.id.to_string(),
@@ -286,8 +303,8 @@ impl From<Task> for AgentExecution {
             finished_sub_executions: ids(finished_sub_executions),
             is_manually_stopped: progress.is_manually_stopped,
             payload_extension: request.payload_extension,
-            hitl_request: None,
-            pending_eca_request: None,
+            hitl_request: reported.hitl_request,
+            pending_eca_request: reported.pending_eca_request,
             source: summary.source.to_string(),
             worker_id: request.worker_id,
             additional_context: request.additional_context,
@@ -304,21 +321,29 @@ impl From<Task> for AgentExecution {
             disable_attachment_injection: request.disable_attachment_injection,
             instructions_override: request.instructions_override,
             test_run_node_id: request.test_run_node_id,
-            voice_id: None,
+            voice_id: request.voice_id,
             user_oidc_token: None,
             is_orchestration: false,
             return_metrics: request.return_metrics,
-            deep_planning: json!({
-                "enabled": false, "enforce": false, "started": false, "question_raised": false, "tasks": []
-            }),
+            deep_planning: reported.deep_planning.map_or_else(no_plan, Value::Object),
             execution_attempts: 1,
             user_tokens: None,
-            tokens: None,
+            tokens: reported.tokens,
             llm_model_provider: request.llm_model_provider,
             llm_model_name: request.llm_model_name,
             llm_reasoning_effort: request.llm_reasoning_effort,
+            duration: reported.duration,
+            used_tools: reported.used_tools.unwrap_or_default(),
+            tool_call_limit: request.tool_call_limit,
+            harness_cli: request.harness_cli,
+            permission_mode: request.permission_mode,
         }
     }
+}
+
+/// The plan of an agent that has none, with the contract's defaults.
+fn no_plan() -> Value {
+    json!({ "enabled": false, "enforce": false, "started": false, "question_raised": false, "tasks": [] })
 }
 
 /// What a turn asks.
@@ -333,11 +358,19 @@ pub(crate) struct InputOutput {
     files: Option<Vec<String>>,
     /// The end user in whose name it is asked
     user: Option<UserOutput>,
+    /// Files described in detail; absent where there are none
+    #[schema(value_type = Option<Vec<Object>>)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attachments: Vec<Map<String, Value>>,
+    /// Who asks, where that is not the end user; absent otherwise
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    principal: Option<Map<String, Value>>,
 }
 
 impl From<Input> for InputOutput {
-    fn from(Input { text, files, user }: Input) -> Self {
-        Self { text, files, user: user.map(UserOutput::from) }
+    fn from(Input { text, files, user, attachments, principal }: Input) -> Self {
+        Self { text, files, user: user.map(UserOutput::from), attachments, principal }
     }
 }
 

@@ -37,8 +37,13 @@ pub(super) fn in_fastapi_dialect(document: &OpenApi) -> Value {
     let mut document = serde_json::to_value(document).expect("a generated document is JSON");
     rewrite_references(&mut document);
     if let Some(paths) = document.pointer_mut("/paths").and_then(Value::as_object_mut) {
-        for operation in paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut) {
-            rewrite_operation(operation);
+        for (path, operations) in paths.iter_mut() {
+            for operation in operations.as_object_mut().into_iter().flat_map(Map::values_mut) {
+                rewrite_operation(operation);
+                if path.starts_with("/{organization_id}") {
+                    name_organization(operation);
+                }
+            }
         }
     }
     if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
@@ -98,6 +103,29 @@ fn rewrite_operation(operation: &mut Value) {
                 }),
             );
         }
+    }
+}
+
+/// A route of the official SDK with the organisation before it: the same operation under another id.
+fn name_organization(operation: &mut Value) {
+    if let Some(Value::String(id)) = operation.get_mut("operationId") {
+        id.push_str("_with_organization");
+    }
+    if let Some(Value::Array(parameters)) = operation.get_mut("parameters") {
+        parameters.insert(
+            0,
+            json!({
+                "name": "organization_id",
+                "in": "path",
+                "required": true,
+                "description": "The caller's own organisation",
+                "schema": {
+                    "type": "string",
+                    "title": "Organization Id",
+                    "description": "The caller's own organisation"
+                }
+            }),
+        );
     }
 }
 

@@ -91,6 +91,60 @@ pub(crate) struct ListAgentTasksQuery {
     internal_status: Option<String>,
 }
 
+/// Query parameters of an organisation's list
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListTasksQuery {
+    /// Page number (starting from 1)
+    #[param(minimum = 1, default = 1)]
+    page: Option<i64>,
+    /// Tasks per page (at most 50)
+    #[param(minimum = 1, maximum = 50, default = 20)]
+    per_page: Option<i64>,
+    /// Only tasks made for this user
+    user_id: Option<String>,
+    /// Only sub-tasks of this task
+    parent_task_id: Option<String>,
+    /// Only tasks that this agent executes
+    agent_id: Option<String>,
+    /// Only tasks delegated by this agent
+    triggering_agent_id: Option<String>,
+    /// Only tasks with this execution status
+    status: Option<StatusFilter>,
+    /// Only tasks whose internal status is exactly this
+    internal_status: Option<String>,
+    /// Only tasks created at this time or later
+    #[param(format = DateTime)]
+    from_date: Option<String>,
+    /// Only tasks created at this time or earlier
+    #[param(format = DateTime)]
+    to_date: Option<String>,
+    /// Only tasks with one of these execution statuses, separated by commas; an addition to the contract
+    status_in: Option<String>,
+}
+
+/// Query parameters of the official SDK's lists
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HistoryQuery {
+    /// Page number (starting from 1)
+    #[param(minimum = 1, default = 1)]
+    page: Option<i64>,
+    /// Tasks per page (at most 1000)
+    #[param(minimum = 1, maximum = 1000, default = 1000)]
+    per_page: Option<i64>,
+    /// Only tasks made for this user
+    user_id: Option<String>,
+    /// Only sub-tasks of this task
+    parent_task_id: Option<String>,
+    /// Only tasks delegated by this agent
+    triggering_agent_id: Option<String>,
+    /// Only tasks with this execution status
+    status: Option<StatusFilter>,
+    /// Only tasks whose internal status is exactly this
+    internal_status: Option<String>,
+}
+
 /// Query parameters of an invocation
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -219,6 +273,72 @@ pub(crate) struct TaskUpdateRequest {
     payload_extension: Option<Object>,
     /// The same, under the name that the official SDK gives it
     tool_call_payload_extension: Option<Object>,
+    /// Language model tokens that the turn used
+    tokens: Option<Tokens>,
+    /// How long the turn took, in seconds
+    duration: Option<f64>,
+    /// Names of the tools that the turn used
+    used_tools: Option<Vec<String>>,
+    /// A question that waits for a person; kept while the task is paused
+    hitl_request: Option<HumanInTheLoop>,
+    /// A connector that waits for a person's authorisation; kept while the task is paused
+    pending_eca_request: Option<PendingECARequest>,
+    /// The agent's plan
+    deep_planning: Option<DeepPlanning>,
+}
+
+/// What came of a turn that ran elsewhere
+#[derive(ToSchema)]
+pub(crate) struct TaskReportRequest {
+    /// The task to continue, or the id of the one to create; absent makes a new id
+    id: Option<String>,
+    /// What was asked
+    input: Option<String>,
+    /// The language model's answer; the result, where there is no `result`
+    llm_response: Option<Object>,
+    /// Language model tokens that it used
+    tokens: Option<Tokens>,
+    /// Whether it succeeded: `completed`, or else `error`
+    #[schema(default = true)]
+    is_success: Option<bool>,
+    /// The outcome
+    result: Option<String>,
+    /// How long it took, in seconds
+    duration: Option<f64>,
+    /// Names of the tools that it used
+    #[schema(default = json!([]))]
+    used_tools: Option<Vec<String>>,
+}
+
+/// What a turn cost
+#[derive(ToSchema)]
+pub(crate) struct ExecutionMetricsReport {
+    /// The task
+    execution_id: String,
+    /// How long its latest turn took, in seconds
+    duration: Option<f64>,
+    /// The customer's own status
+    internal_status: Option<String>,
+    /// Language model tokens that its latest turn used
+    llm_tokens: Option<ExecutionTokens>,
+}
+
+/// Language model tokens by who used them
+#[derive(ToSchema)]
+pub(crate) struct ExecutionTokens {
+    /// Those of the task itself
+    worker: Option<Tokens>,
+    /// Those of what runs it
+    inner: Option<Tokens>,
+}
+
+/// Something that happens to a task
+#[derive(ToSchema)]
+pub(crate) struct TaskUpdateEvent {
+    /// What: `chunk`, `tool_call_request`, `tool_call_result`, `think`, `analyze`, `sub_agent_trigger`, …
+    r#type: String,
+    /// The event's own data
+    data: Option<Object>,
 }
 
 /// A question that waits for a person

@@ -1,18 +1,26 @@
-//! Reading and reporting tasks.
+//! Tasks on REST v1: lists, reading, stopping, deleting. What reading a request and answering it has in common with the
+//! SDK's routes is here too.
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
 use serde_json::Value;
 
 use super::Api;
 use super::auth::{Reader, Writer};
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::faults::{Fault, ObjectReader, QueryReader};
+use super::faults::{Fault, Integer, ObjectReader, QueryReader};
 use super::models::{AgentExecution, PaginatedTasks};
 use super::path::Id;
 use super::schemas;
-use crate::domain::{AgentId, Label, PageRequest, Report, TaskFilter, TaskId, TaskPage, UserId};
+use crate::domain::{
+    AgentId, Label, OrganizationId, PageRequest, Report, Reported, Status, Task, TaskFilter, TaskId,
+    TaskPage, UserId,
+};
+
+/// Most tasks on a page, and how many there are unless said otherwise, on REST v1.
+const PAGE_SIZE: (i64, i64) = (50, 20);
 
 /// List an agent's tasks
 ///
@@ -36,39 +44,112 @@ pub(crate) async fn list_agent_tasks(
 ) -> Result<Json<PaginatedTasks>, ApiError> {
     let mut faults = Vec::new();
     let mut query = QueryReader::new(query.as_deref(), &mut faults);
-    let page = query.positive("page", 1, None);
-    let per_page = query.positive("per_page", 20, Some(i64::from(PageRequest::MAX_PER_PAGE)));
-    let filter = read_filter(&mut query, agent.0);
-    let request = u64::try_from(page.value).ok().zip(u8::try_from(per_page.value).ok());
-    let Some(request) = request.and_then(|(page, per_page)| PageRequest::new(page, per_page)) else {
-        return Err(faults.into());
-    };
-    if !faults.is_empty() {
-        return Err(faults.into());
-    }
-    let tasks = match filter {
-        Some(filter) => api.store.list_tasks(caller.organization(), &filter, request).await?,
-        None => TaskPage::empty(),
-    };
-    Ok(Json(PaginatedTasks::new(tasks, request, page.exact)))
+    let page = read_page(&mut query, PAGE_SIZE);
+    let filter = read_filter(&mut query, Some(agent.0));
+    list(&api, caller.organization(), filter, page, faults).await
 }
 
-/// The filter of an agent's list; `None` where nothing can match it, because a text in it can't be stored.
-fn read_filter(query: &mut QueryReader<'_>, agent: String) -> Option<TaskFilter> {
+/// List tasks
+///
+/// The organisation's tasks, of all agents, newest first, with the exact number of tasks that match.
+#[utoipa::path(
+    get,
+    path = "/v1/tasks",
+    operation_id = "Get_Tasks_v1_tasks_get",
+    tags = ["API v1", "Tasks", "Tasks CRUD"],
+    params(schemas::ListTasksQuery),
+    responses((status = 200, description = "Successful Response", body = PaginatedTasks)),
+    security(("APIKeyHeader" = []))
+)]
+pub(crate) async fn list_tasks(
+    caller: Reader,
+    State(api): State<Api>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<PaginatedTasks>, ApiError> {
+    let mut faults = Vec::new();
+    let mut query = QueryReader::new(query.as_deref(), &mut faults);
+    let page = read_page(&mut query, PAGE_SIZE);
+    let agent = query.text("agent_id");
+    let filter = read_filter(&mut query, agent);
+    let created_from = query.datetime("from_date");
+    let created_to = query.datetime("to_date");
+    let status_in = query.any_of("status_in");
+    let filter = filter
+        .map(|filter| TaskFilter { created_from, created_to, ..filter })
+        .and_then(|filter| narrow(filter, status_in));
+    list(&api, caller.organization(), filter, page, faults).await
+}
+
+/// Both the one status and one of the others; `None` where that leaves none.
+fn narrow(mut filter: TaskFilter, status_in: Option<Vec<Status>>) -> Option<TaskFilter> {
+    let Some(status_in) = status_in else { return Some(filter) };
+    let exact = std::mem::take(&mut filter.statuses);
+    filter.statuses =
+        status_in.into_iter().filter(|status| exact.is_empty() || exact.contains(status)).collect();
+    (!filter.statuses.is_empty()).then_some(filter)
+}
+
+/// A page as asked for, and its number in all its digits.
+pub(crate) struct ReadPage {
+    request: Option<PageRequest>,
+    number: Integer,
+}
+
+/// Reads `page` and `per_page`, of which `sizes` are the largest value and the default.
+pub(crate) fn read_page(query: &mut QueryReader<'_>, sizes: (i64, i64)) -> ReadPage {
+    let number = query.positive("page", 1, None);
+    let per_page = query.positive("per_page", sizes.1, Some(sizes.0));
+    let request = u64::try_from(number.value).ok().zip(u16::try_from(per_page.value).ok());
+    ReadPage { request: request.and_then(|(page, per_page)| PageRequest::new(page, per_page)), number }
+}
+
+/// Reads the filters that all lists have, in the contract's order; `None` where nothing can match them, because a text
+/// in them can't be stored.
+pub(crate) fn read_filter(query: &mut QueryReader<'_>, agent: Option<String>) -> Option<TaskFilter> {
     // Every parameter is read before anything is decided, so that every fault is found.
+    let agent_id = agent.map(AgentId::parse);
     let user_id = query.text("user_id").map(UserId::parse);
     let parent_task_id = query.text("parent_task_id").map(TaskId::parse);
     let triggering_agent_id = query.text("triggering_agent_id").map(AgentId::parse);
-    let status = query.one_of("status");
+    let status: Option<Status> = query.one_of("status");
     let internal_status = query.text("internal_status").map(Label::parse);
     Some(TaskFilter {
-        agent_id: Some(AgentId::parse(agent).ok()?),
+        agent_id: agent_id.transpose().ok()?,
         user_id: user_id.transpose().ok()?,
         parent_task_id: parent_task_id.transpose().ok()?,
         triggering_agent_id: triggering_agent_id.transpose().ok()?,
-        status,
+        statuses: status.into_iter().collect(),
         internal_status: internal_status.transpose().ok()?,
+        created_from: None,
+        created_to: None,
     })
+}
+
+/// The page of a list; empty where nothing can match.
+pub(crate) async fn fetch_page(
+    api: &Api,
+    organization: OrganizationId,
+    filter: Option<TaskFilter>,
+    page: &ReadPage,
+    faults: Vec<Fault>,
+) -> Result<(TaskPage, PageRequest), ApiError> {
+    let Some(request) = page.request.filter(|_| faults.is_empty()) else { return Err(faults.into()) };
+    let tasks = match filter {
+        Some(filter) => api.store.list_tasks(organization, &filter, request).await?,
+        None => TaskPage::empty(),
+    };
+    Ok((tasks, request))
+}
+
+async fn list(
+    api: &Api,
+    organization: OrganizationId,
+    filter: Option<TaskFilter>,
+    page: ReadPage,
+    faults: Vec<Fault>,
+) -> Result<Json<PaginatedTasks>, ApiError> {
+    let (tasks, request) = fetch_page(api, organization, filter, &page, faults).await?;
+    Ok(Json(PaginatedTasks::new(tasks, request, page.number.exact)))
 }
 
 /// Get a task
@@ -88,43 +169,85 @@ pub(crate) async fn get_task(
     State(api): State<Api>,
     task: Id,
 ) -> Result<Json<AgentExecution>, ApiError> {
-    // A text that can't be an id is no task's.
-    let id = TaskId::parse(task.0).map_err(|_| ApiError::TaskNotFound)?;
-    let task = api.store.get_task(caller.organization(), &id).await?.ok_or(ApiError::TaskNotFound)?;
+    let task = fetch_task(&api, caller.organization(), task).await?;
     Ok(Json(task.into()))
 }
 
-/// Report about a task
+/// An id as a task's. A text that can't be an id is no task's.
+pub(crate) fn task_id(id: Id) -> Result<TaskId, ApiError> {
+    TaskId::parse(id.0).map_err(|_| ApiError::TaskNotFound)
+}
+
+/// The task with an id, or 404.
+pub(crate) async fn fetch_task(api: &Api, organization: OrganizationId, id: Id) -> Result<Task, ApiError> {
+    api.store.get_task(organization, &task_id(id)?).await?.ok_or(ApiError::TaskNotFound)
+}
+
+/// Delete a task
 ///
-/// How an agent's runner says that the latest turn of a task executes, waits, or has ended, and with what result.
-/// What is absent or null stays as it is. Times are the service's: `started_at`, `paused_at` and `finished_at` follow
-/// the status.
+/// Erases the task, its conversation, and its sub-tasks to any depth. It can't be undone.
 #[utoipa::path(
-    patch,
-    path = "/agent-execution/{task_id}/update",
-    operation_id = "Update_Task_agent_execution__task_id__update_patch",
-    tags = ["Agent Execution"],
+    delete,
+    path = "/v1/tasks/{task_id}",
+    operation_id = "Delete_Task_v1_tasks__task_id__delete",
+    tags = ["API v1", "Tasks", "Tasks CRUD"],
     params(("task_id" = String, Path)),
-    request_body = schemas::TaskUpdateRequest,
-    responses((status = 200, description = "Successful Response", body = AgentExecution)),
+    responses((status = 204, description = "Successful Response")),
     security(("APIKeyHeader" = []))
 )]
-pub(crate) async fn update_task(
+pub(crate) async fn delete_task(
     caller: Writer,
     State(api): State<Api>,
     task: Id,
-    body: JsonBody,
+) -> Result<StatusCode, ApiError> {
+    let existed = api.store.delete_task(caller.organization(), &task_id(task)?).await?;
+    if existed { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::TaskNotFound) }
+}
+
+/// Stop a task
+///
+/// Ends the latest turn, `stopped` by a person. A turn that has ended stays as it ended, so stopping twice is harmless.
+#[utoipa::path(
+    post,
+    path = "/v1/tasks/{task_id}/stop",
+    operation_id = "Stop_Task_v1_tasks__task_id__stop_post",
+    tags = ["API v1", "Tasks", "Tasks CRUD"],
+    params(("task_id" = String, Path)),
+    responses((status = 200, description = "Successful Response", body = AgentExecution)),
+    security(("APIKeyHeader" = []))
+)]
+pub(crate) async fn stop_task(
+    caller: Writer,
+    State(api): State<Api>,
+    task: Id,
 ) -> Result<Json<AgentExecution>, ApiError> {
-    let report = read_report(body)?;
-    let id = TaskId::parse(task.0).map_err(|_| ApiError::TaskNotFound)?;
-    let now = api.clock.now();
-    let task = api.store.record_report(caller.organization(), &id, report, now).await?;
+    stop(&api, caller.organization(), task).await
+}
+
+/// Stops a task, or 404.
+pub(crate) async fn stop(
+    api: &Api,
+    organization: OrganizationId,
+    id: Id,
+) -> Result<Json<AgentExecution>, ApiError> {
+    let task = api.store.stop_task(organization, &task_id(id)?, api.clock.now()).await?;
+    Ok(Json(task.ok_or(ApiError::TaskNotFound)?.into()))
+}
+
+/// Records a report about a task, or 404.
+pub(crate) async fn report(
+    api: &Api,
+    organization: OrganizationId,
+    id: &TaskId,
+    report: Report,
+) -> Result<Json<AgentExecution>, ApiError> {
+    let task = api.store.record_report(organization, id, report, api.clock.now()).await?;
     Ok(Json(task.ok_or(ApiError::TaskNotFound)?.into()))
 }
 
 /// Reads a report. Official clients send whole tasks, so unknown keys and those that the service owns are ignored,
 /// and null means "as it is".
-fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<Fault>> {
+pub(crate) fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<Fault>> {
     let mut faults = Vec::new();
     let body = body.ok_or_else(|| vec![Fault::missing(vec!["body".into()], Value::Null)])?;
     let Some(mut body) = ObjectReader::of_body(&body, &mut faults) else { return Err(faults) };
@@ -137,6 +260,15 @@ fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<Fault>> {
         source: body.parsed_text("source", Label::parse),
         title: body.text("title"),
         payload_extension: body.free_object("tool_call_payload_extension").or(payload_extension),
+        reported: Reported {
+            tokens: body.free_object("tokens"),
+            // What a whole task has where nobody has said anything.
+            duration: body.number("duration").filter(|duration| *duration != 0.0),
+            used_tools: body.texts_or_null("used_tools").filter(|tools| !tools.is_empty()),
+            hitl_request: body.free_object("hitl_request"),
+            pending_eca_request: body.free_object("pending_eca_request"),
+            deep_planning: body.free_object("deep_planning"),
+        },
     };
     if faults.is_empty() { Ok(report) } else { Err(faults) }
 }

@@ -2,19 +2,19 @@
 
 use super::TaskSummary;
 
-/// Which page of a list: numbered from 1, of 1 to 50 tasks.
+/// Which page of a list: numbered from 1, of 1 to 1,000 tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageRequest {
     page: u64,
-    per_page: u8,
+    per_page: u16,
 }
 
 impl PageRequest {
     /// Most tasks on one page.
-    pub const MAX_PER_PAGE: u8 = 50;
+    pub const MAX_PER_PAGE: u16 = 1000;
 
     /// A page, or `None` where a number is out of range. A page past the end of a list is in range, and empty.
-    pub fn new(page: u64, per_page: u8) -> Option<Self> {
+    pub fn new(page: u64, per_page: u16) -> Option<Self> {
         (page >= 1 && (1..=Self::MAX_PER_PAGE).contains(&per_page)).then_some(Self { page, per_page })
     }
 
@@ -60,7 +60,7 @@ mod tests {
     fn arithmetic_at_the_edges() {
         assert_eq!(PageRequest::new(0, 20), None);
         assert_eq!(PageRequest::new(1, 0), None);
-        assert_eq!(PageRequest::new(1, 51), None);
+        assert_eq!(PageRequest::new(1, 1001), None);
         let page = |page, per_page| PageRequest::new(page, per_page).expect("in range");
         assert_eq!(page(1, 20).offset(), 0);
         assert_eq!(page(3, 20).offset(), 40);

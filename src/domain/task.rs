@@ -1,9 +1,10 @@
 //! A task, and what invocations and reports do to it.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::word::word_enum;
-use super::{AgentId, Label, OrganizationId, TaskId, Turn, UserId};
+use super::{AgentId, Label, OrganizationId, Reported, TaskId, Turn, UserId};
 
 word_enum! {
     /// Execution status. The seven words are the public contract's.
@@ -79,10 +80,12 @@ pub struct Task {
     pub sub_executions: Vec<TaskId>,
     /// Those of them that have ended.
     pub finished_sub_executions: Vec<TaskId>,
+    /// How many things have happened to it: the number of the latest event.
+    pub events: i64,
 }
 
 /// How far a turn has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Execution status.
     pub status: Status,
@@ -119,6 +122,8 @@ pub struct Report {
     pub title: Option<String>,
     /// The caller's own data about the turn.
     pub payload_extension: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Tokens, duration, what it waits for.
+    pub reported: Reported,
 }
 
 impl Progress {
@@ -169,6 +174,7 @@ impl Task {
             source,
             title,
             payload_extension,
+            reported,
         } = report;
         let progress = &mut self.turn.progress;
         if let Some(status) = status {
@@ -192,6 +198,38 @@ impl Task {
         if let Some(source) = source {
             self.summary.source = source;
         }
+        self.turn.reported.update(reported);
+        // Who no longer waits, waits for nothing.
+        if progress.status != Status::Paused {
+            self.turn.reported.hitl_request = None;
+            self.turn.reported.pending_eca_request = None;
+        }
+        self.reflect(now);
+    }
+
+    /// Stops the latest turn on a person's behalf. One that has ended stays as it ended; returns whether it had not.
+    pub fn stop(&mut self, now: DateTime<Utc>) -> bool {
+        if self.turn.progress.status.is_terminal() {
+            return false;
+        }
+        self.turn.progress.set_status(Status::Stopped, now);
+        self.turn.progress.is_manually_stopped = true;
+        self.reflect(now);
+        true
+    }
+
+    /// The task as it was when its latest turn had come this far.
+    #[must_use]
+    pub fn at(mut self, progress: Progress) -> Self {
+        self.turn.progress = progress;
+        let updated_at = self.summary.updated_at;
+        self.reflect(updated_at);
+        self
+    }
+
+    /// Shows the latest turn in the record.
+    fn reflect(&mut self, now: DateTime<Utc>) {
+        let progress = &self.turn.progress;
         self.summary.status = progress.status;
         self.summary.internal_status.clone_from(&progress.internal_status);
         self.summary.result.clone_from(&progress.result);

@@ -10,8 +10,8 @@ use super::{AgentId, Label, Progress, TaskId, UserId};
 /// A request to run one turn, less what must not be kept (tokens, keys).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Invocation {
-    /// The task to continue, or to create with this id; `None` makes a new one.
-    pub id: Option<TaskId>,
+    /// The task to continue, or to create with this id.
+    pub id: TaskId,
     /// The agent to run.
     pub agent_id: AgentId,
     /// What it is asked.
@@ -39,6 +39,8 @@ pub struct Turn {
     pub request: Request,
     /// How it went.
     pub progress: Progress,
+    /// What else was reported about it.
+    pub reported: Reported,
     /// When it was recorded.
     pub created_at: DateTime<Utc>,
 }
@@ -71,6 +73,12 @@ pub struct Input {
     pub files: Option<Vec<String>>,
     /// The end user in whose name it is asked.
     pub user: Option<User>,
+    /// Files described in detail, as the official SDK sends them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Map<String, Value>>,
+    /// Who asks, where that is not the end user, as the official SDK says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<Map<String, Value>>,
 }
 
 /// An end user, as the caller describes them.
@@ -154,6 +162,18 @@ pub struct Request {
     /// How much the language model shall reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm_reasoning_effort: Option<ReasoningEffort>,
+    /// The voice of a spoken result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub voice_id: Option<String>,
+    /// Most tool calls of the turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_limit: Option<i64>,
+    /// The command line that runs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub harness_cli: Option<String>,
+    /// What that command line may do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permission_mode: Option<String>,
 }
 
 impl Default for Request {
@@ -178,7 +198,48 @@ impl Default for Request {
             llm_model_provider: None,
             llm_model_name: None,
             llm_reasoning_effort: None,
+            voice_id: None,
+            tool_call_limit: None,
+            harness_cli: None,
+            permission_mode: None,
         }
+    }
+}
+
+/// What runners report about a turn beside how far it has come. Kept as it came.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reported {
+    /// Language model tokens that were used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Map<String, Value>>,
+    /// How long it took, in seconds, by the runner's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration: Option<f64>,
+    /// Names of the tools that were used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_tools: Option<Vec<String>>,
+    /// The question to a person that it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hitl_request: Option<Map<String, Value>>,
+    /// The connector whose authorisation it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending_eca_request: Option<Map<String, Value>>,
+    /// The agent's plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deep_planning: Option<Map<String, Value>>,
+}
+
+impl Reported {
+    /// Takes over what a later report says; what it leaves out stays.
+    pub fn update(&mut self, later: Self) {
+        let Self { tokens, duration, used_tools, hitl_request, pending_eca_request, deep_planning } = later;
+        self.tokens = tokens.or(self.tokens.take());
+        self.duration = duration.or(self.duration);
+        self.used_tools = used_tools.or(self.used_tools.take());
+        self.hitl_request = hitl_request.or(self.hitl_request.take());
+        self.pending_eca_request = pending_eca_request.or(self.pending_eca_request.take());
+        self.deep_planning = deep_planning.or(self.deep_planning.take());
     }
 }
 

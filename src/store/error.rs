@@ -9,6 +9,9 @@ pub enum StoreError {
     /// The task belongs to another agent of the organisation; nothing was changed.
     #[error("the task belongs to another agent")]
     OtherAgent,
+    /// The idempotency key was used with another request; nothing was changed.
+    #[error("the idempotency key was used with another request")]
+    OtherRequest,
     /// A row can't be understood.
     #[error("table {table}, row {row}: {source}")]
     Corrupt {

@@ -1,10 +1,14 @@
 //! PostgreSQL: the only place with SQL. Every statement names its organisation first.
 
+mod delete;
 mod error;
+mod events;
 mod keys;
 mod pool;
 mod record;
 mod tasks;
+mod threads;
+mod watch;
 
 use std::str::FromStr;
 
@@ -15,7 +19,12 @@ use sqlx::{ConnectOptions, Connection};
 pub use error::StoreError;
 pub use keys::{ApiKey, Authenticated, Bootstrap, KeyDigest, KeyRevocation, NewApiKey, Secret};
 
+pub use events::Events;
+pub use record::{Idempotency, Recorded};
+pub use watch::Watch;
+
 use pool::Pool;
+use watch::Hub;
 
 /// The migrations in `migrations/`, the same that `sqlx migrate run` applies.
 static MIGRATOR: Migrator = sqlx::migrate!();
@@ -30,6 +39,7 @@ const IDLE_IN_TRANSACTION_TIMEOUT: &str = "30s";
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
+    hub: Hub,
 }
 
 /// Where a database is: a parsed `postgres://` URL. Printing it shows no password.
@@ -83,7 +93,7 @@ impl Store {
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
         ]);
-        Self { pool: Pool::new(options, connections) }
+        Self { hub: Hub::new(options.clone()), pool: Pool::new(options, connections) }
     }
 
     /// Asks the server for a sign of life.

@@ -30,9 +30,11 @@ macro_rules! select_task {
                        t.status AS "status: Status",
                        t.internal_status AS "internal_status: Label",
                        t.source AS "source: Label",
-                       t.title, t.result, t.turns, t.created_at, t.updated_at,
+                       t.title, t.result, t.created_at, t.updated_at,
                        l.input::text AS "input!",
                        l.request::text AS "request!",
+                       l.reported::text AS "reported!",
+                       t.events, l.turn,
                        l.last_executed_node_id, l.is_manually_stopped, l.created_at AS turn_created_at,
                        l.started_at, l.paused_at, l.finished_at,
                        ARRAY(
@@ -67,11 +69,13 @@ pub(super) struct TaskRow {
     pub(super) source: Label,
     pub(super) title: Option<String>,
     pub(super) result: Option<String>,
-    pub(super) turns: i32,
     pub(super) created_at: DateTime<Utc>,
     pub(super) updated_at: DateTime<Utc>,
     pub(super) input: String,
     pub(super) request: String,
+    pub(super) reported: String,
+    pub(super) events: i64,
+    pub(super) turn: i32,
     pub(super) last_executed_node_id: Option<String>,
     pub(super) is_manually_stopped: bool,
     pub(super) turn_created_at: DateTime<Utc>,
@@ -84,11 +88,12 @@ pub(super) struct TaskRow {
 
 impl TaskRow {
     pub(super) fn into_task(self) -> Result<Task, StoreError> {
-        let row = || format!("{}, {}, turn {}", self.organization_id, self.id, self.turns);
+        let row = || format!("{}, {}, turn {}", self.organization_id, self.id, self.turn);
         let turn = Turn {
-            number: self.turns,
-            input: parse_json(&self.input, row)?,
-            request: parse_json(&self.request, row)?,
+            number: self.turn,
+            input: parse_json("task_turns", &self.input, row)?,
+            request: parse_json("task_turns", &self.request, row)?,
+            reported: parse_json("task_turns", &self.reported, row)?,
             progress: Progress {
                 status: self.status,
                 internal_status: self.internal_status.clone(),
@@ -121,16 +126,17 @@ impl TaskRow {
             turn,
             sub_executions: self.sub_executions,
             finished_sub_executions: self.finished_sub_executions,
+            events: self.events,
         })
     }
 }
 
-fn parse_json<T: DeserializeOwned>(text: &str, row: impl Fn() -> String) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|source| StoreError::Corrupt {
-        table: "task_turns",
-        row: row(),
-        source,
-    })
+pub(super) fn parse_json<T: DeserializeOwned>(
+    table: &'static str,
+    text: &str,
+    row: impl Fn() -> String,
+) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|source| StoreError::Corrupt { table, row: row(), source })
 }
 
 impl Store {
@@ -227,8 +233,16 @@ fn list_statement(
 /// unset filter (`$1 IS NULL OR …`) could use no index under a generic plan.
 fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter) {
     // No `..`: a new field of `TaskFilter` does not compile until it is pushed here.
-    let TaskFilter { agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status } =
-        filter;
+    let TaskFilter {
+        agent_id,
+        user_id,
+        parent_task_id,
+        triggering_agent_id,
+        statuses,
+        internal_status,
+        created_from,
+        created_to,
+    } = filter;
     sql.push(" WHERE organization_id = ").push_bind(organization);
     if let Some(agent_id) = agent_id {
         sql.push(" AND agent_id = ").push_bind(agent_id.clone());
@@ -242,11 +256,24 @@ fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter)
     if let Some(triggering_agent_id) = triggering_agent_id {
         sql.push(" AND triggering_agent_id = ").push_bind(triggering_agent_id.clone());
     }
-    if let Some(status) = status {
-        sql.push(" AND status = ").push_bind(*status);
+    match statuses.as_slice() {
+        [] => {}
+        // Its own form: only this keeps the order of an index on the status.
+        [status] => {
+            sql.push(" AND status = ").push_bind(*status);
+        }
+        several => {
+            sql.push(" AND status = ANY(").push_bind(several.to_vec()).push(")");
+        }
     }
     if let Some(internal_status) = internal_status {
         sql.push(" AND internal_status = ").push_bind(internal_status.clone());
+    }
+    if let Some(from) = created_from {
+        sql.push(" AND created_at >= ").push_bind(*from);
+    }
+    if let Some(to) = created_to {
+        sql.push(" AND created_at <= ").push_bind(*to);
     }
 }
 

@@ -18,6 +18,7 @@ tests![
     secrets_are_neither_kept_nor_returned,
     sub_tasks_are_listed_on_their_parent,
     a_report_about_an_unknown_task_is_not_found,
+    turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn,
 ];
 
 /// The official two-turn conversation, cell by cell.
@@ -295,8 +296,8 @@ async fn every_field_of_an_invocation_comes_back() {
     assert_eq!(keys, AGENT_EXECUTION_KEYS, "every key, in the contract's order");
 }
 
-/// The contract's order, as pydantic would write it.
-const AGENT_EXECUTION_KEYS: [&str; 47] = [
+/// The contract's order, as pydantic would write it; then what only the official SDK knows.
+const AGENT_EXECUTION_KEYS: [&str; 52] = [
     "id",
     "agent_id",
     "organization_id",
@@ -344,6 +345,11 @@ const AGENT_EXECUTION_KEYS: [&str; 47] = [
     "llm_model_provider",
     "llm_model_name",
     "llm_reasoning_effort",
+    "duration",
+    "used_tools",
+    "tool_call_limit",
+    "harness_cli",
+    "permission_mode",
 ];
 
 async fn secrets_are_neither_kept_nor_returned() {
@@ -409,5 +415,32 @@ async fn a_report_about_an_unknown_task_is_not_found() {
         let answer = app.report(id, json!({ "status": "completed" })).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND);
         assert_eq!(answer.json(), json!({ "detail": "Task not found" }));
+    }
+}
+
+/// A report must not be lost to, nor spill into, a turn that arrives while it is written.
+async fn turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": { "text": "0" } })).await.ok();
+    for round in 0..10 {
+        let turns = (0..4)
+            .map(|n| app.invoke("a", json!({ "id": "t", "input": { "text": format!("{round}.{n}") } })));
+        let reports = (0..4)
+            .map(|n| app.report("t", json!({ "status": "completed", "result": format!("{round}.{n}") })));
+        let (turns, reports) = futures_util::future::join(join_all(turns), join_all(reports)).await;
+        for answer in turns.iter().chain(&reports) {
+            answer.ok();
+        }
+        // The same round's last words may be a turn's or a report's; either way record and turn agree.
+        let mut connection = crate::cluster::connect(&app.database).await;
+        let agree: bool = sqlx::query_scalar(
+            "SELECT (t.status, t.result, t.turns, t.title) IS NOT DISTINCT FROM
+                    (l.status, l.result, (SELECT count(*)::int FROM task_turns), l.input->>'text')
+             FROM tasks t JOIN task_turns l ON l.task_id = t.id AND l.turn = t.turns",
+        )
+        .fetch_one(&mut connection)
+        .await
+        .expect("a row");
+        assert!(agree, "round {round}");
     }
 }

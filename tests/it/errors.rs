@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
-use task_history::app;
 use task_history::domain::Clock;
 use task_history::embedded::{Embedded, Options};
 use task_history::store::{self, DatabaseUrl, Secret, Store};
@@ -14,7 +13,7 @@ use tower::ServiceExt;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cluster;
-use crate::harness::{TestApp, tests};
+use crate::harness::{TestApp, router, tests};
 
 tests![
     no_route_has_the_path,
@@ -33,7 +32,7 @@ tests![
 async fn no_route_has_the_path() {
     let app = TestApp::start().await;
     for path in
-        ["/", "/nope", "/v1", "/v1/agents//tasks", "/v1/tasks/", "/v1/tasks/%FF", "/docs/nope", "//x/"]
+        ["/", "/nope", "/v1", "/v1/agents//tasks", "/v1/tasks/a/b", "/v1/tasks/%FF", "/docs/nope", "//x/"]
     {
         let answer = app.get(path).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
@@ -240,7 +239,7 @@ async fn a_broken_table_shows_the_client_nothing_and_the_log_everything() {
 
 async fn a_panic_is_answered() {
     let app = TestApp::start().await;
-    let router = app::router(app.store.clone(), Clock::new(|| panic!("the clock stopped")));
+    let router = router(app.store.clone(), Clock::new(|| panic!("the clock stopped")));
     let request = Request::get("/v1/agents/a/tasks").header("x-api-key", &app.key).body(Body::empty());
     let response = router.oneshot(request.expect("a request")).await.expect("infallible");
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
@@ -257,7 +256,7 @@ async fn a_database_that_is_gone_is_said_to_be_unavailable() {
     let store = Store::new(&url, 2);
     let key = Secret::parse("test-key-of-the-default-organisation").expect("a key");
     store.bootstrap(Some(&key), Clock::system().now()).await.expect("a first start");
-    let router = app::router(store, Clock::system());
+    let router = router(store, Clock::system());
     let get = async |path: &str| {
         let request = Request::get(path).header("x-api-key", key.expose()).body(Body::empty());
         let response = router.clone().oneshot(request.expect("a request")).await.expect("infallible");

@@ -1,15 +1,18 @@
 //! What tests are written with: the service in this process, requests to it, and a clock that tests set.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
+use task_history::api::Api;
 use task_history::app;
 use task_history::domain::{Clock, OrganizationId};
 use task_history::store::{DatabaseUrl, KeyDigest, NewApiKey, Secret, Store};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::cluster;
@@ -80,7 +83,7 @@ impl TestApp {
         };
         let key = Secret::parse("test-key-of-the-default-organisation").expect("a key");
         store.bootstrap(Some(&key), clock.now()).await.expect("a first start");
-        let router = app::router(store.clone(), clock.clone());
+        let router = router(store.clone(), clock.clone());
         let organization = organization_of(&store, key.expose(), clock.now()).await;
         Self { router, store, database, organization, key: key.expose().to_owned(), now }
     }
@@ -144,6 +147,12 @@ impl TestApp {
     pub async fn report(&self, task: &str, body: Value) -> Answer {
         self.request("PATCH", &format!("/agent-execution/{task}/update"), Some(body)).await
     }
+}
+
+/// The service as a router, with little patience for agents.
+pub fn router(store: Store, clock: Clock) -> Router {
+    let invoke_timeout = Duration::from_millis(300);
+    app::router(Api { store, clock, invoke_timeout, stopping: CancellationToken::new() })
 }
 
 async fn organization_of(store: &Store, key: &str, now: DateTime<Utc>) -> OrganizationId {

@@ -1,5 +1,6 @@
 //! Listing: pages, totals and filters.
 
+use chrono::{DateTime, Utc};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -205,7 +206,7 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
     assert!(times.len() * 2 < mine.len(), "most times are shared");
 
     let mut walked = 0;
-    for filter in filters() {
+    for filter in filters(&all.iter().map(|task| task.created_at).collect::<Vec<_>>()) {
         let mut expected: Vec<_> = mine.iter().filter(|task| filter.matches(task)).cloned().collect();
         expected.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         walked += usize::from(!expected.is_empty());
@@ -239,9 +240,15 @@ async fn record_random_task(
         Some(texts[at].to_owned()).filter(|text| !text.is_empty())
     };
     let invocation = Invocation {
-        id: Some(TaskId::parse(format!("task-{:03}", n * 7 % TASKS)).expect("an id")),
+        id: TaskId::parse(format!("task-{:03}", n * 7 % TASKS)).expect("an id"),
         agent_id: AgentId::parse(pick(&["a1", "a2", "a3"]).expect("an agent")).expect("an id"),
-        input: Input { text: Some(format!("text {n}")), files: None, user: None },
+        input: Input {
+            text: Some(format!("text {n}")),
+            files: None,
+            user: None,
+            attachments: Vec::new(),
+            principal: None,
+        },
         request: Request::default(),
         user_id: pick(&["", "u1", "u2", "a1"]).map(|id| UserId::parse(id).expect("an id")),
         parent_task_id: pick(&["", "", "p1", "p2"]).map(|id| TaskId::parse(id).expect("an id")),
@@ -264,7 +271,7 @@ async fn record_random_task(
 }
 
 /// Every combination of a few values of each field, some of which nothing has.
-fn filters() -> Vec<TaskFilter> {
+fn filters(times: &[DateTime<Utc>]) -> Vec<TaskFilter> {
     let id = |text: &str| TaskId::parse(text).expect("an id");
     let agent = |text: &str| AgentId::parse(text).expect("an id");
     let user = |text: &str| UserId::parse(text).expect("an id");
@@ -291,14 +298,28 @@ fn filters() -> Vec<TaskFilter> {
             .into()
     });
     vary(&|filter| {
-        [None, Some(Status::Completed), Some(Status::Pending), Some(Status::Failed)]
-            .map(|status| TaskFilter { status, ..filter.clone() })
+        let several = vec![Status::Completed, Status::Pending];
+        [vec![], vec![Status::Completed], several, vec![Status::Failed]]
+            .map(|statuses| TaskFilter { statuses, ..filter.clone() })
             .into()
     });
     vary(&|filter| {
         [None, Some("done")]
             .map(|value| TaskFilter { internal_status: value.map(label), ..filter.clone() })
             .into()
+    });
+    // A range that begins and ends at times that tasks have, and one that is empty.
+    vary(&|filter| {
+        let (first, last) = (times[times.len() / 4], times[times.len() / 2]);
+        [
+            (None, None),
+            (Some(first), None),
+            (None, Some(last)),
+            (Some(first), Some(last)),
+            (Some(last), Some(first)),
+        ]
+        .map(|(created_from, created_to)| TaskFilter { created_from, created_to, ..filter.clone() })
+        .into()
     });
     filters
 }
