@@ -1,5 +1,6 @@
--- API keys. The key itself is never stored, only its SHA-256: a key is 256 random bits, so there is no
--- dictionary to defend against and a slow hash would only slow each request down. `prefix` is the start of the
+-- API keys. The key itself is never stored, only its SHA-256: the service's own keys are 256 random bits, so
+-- there is no dictionary to defend against and a slow hash would only slow each request down. Who chooses a key for the
+-- first start should choose one as random. `prefix` is the start of the
 -- key, kept so that a person can recognise it.
 --
 -- Serves: Store::authenticate, which is the one statement that runs before an organisation is known. That is

@@ -5,8 +5,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -27,6 +31,12 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it tries.
 const DATABASE_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a connection may be open without a complete request head, also between requests.
+const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How long to wait where no connection can be accepted.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Exit code where the service's own PostgreSQL ended under it.
 const EXIT_DATABASE_DIED: u8 = 3;
@@ -57,31 +67,35 @@ pub fn router(api: Api) -> Router {
 pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     // From here on a signal is an event; until the service listens it ends the start.
     let mut stop = stop_signal()?;
+    // First of all, since it fails most often, and a key that is shown once must not be lost to it.
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!("can't listen on {}; choose another address with --listen", config.listen)
+    })?;
     let database = tokio::select! {
-        database = open_database(&config.database, false) => database?,
+        database = open_database(&config.database, Use::Serve) => database?,
         _ = stop.changed() => return Ok(ExitCode::SUCCESS),
     };
     let Database { url, mut server } = database;
     let clock = Clock::system();
     let store = Store::new(&url, config.database_connections);
     let bootstrap = store.bootstrap(config.bootstrap_key.as_ref(), clock.now()).await?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| {
-        format!("can't listen on {}; choose another address with --listen", config.listen)
-    })?;
+    ensure!(
+        !matches!(bootstrap, Bootstrap::Unusable),
+        "TASK_HISTORY_BOOTSTRAP_KEY is revoked, has expired, or belongs to another organisation than `default`; choose \
+         another, or leave it out"
+    );
     let address = listener.local_addr()?;
     tracing::info!(%address, database = %url, "listening");
     greet(address, &bootstrap);
 
     let stopping = CancellationToken::new();
-    let told = stopping.clone();
     let api = Api {
         store: store.clone(),
         clock,
         invoke_timeout: config.invoke_timeout,
         stopping: stopping.clone(),
     };
-    let serving = axum::serve(listener, router(api)).with_graceful_shutdown(told.cancelled_owned());
-    let mut serving = tokio::spawn(serving.into_future());
+    let mut serving = tokio::spawn(accept(listener, router(api), stopping.clone()));
     let died = async {
         match &mut server {
             Some(server) => server.exited().await,
@@ -89,7 +103,7 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
     tokio::select! {
-        result = &mut serving => result??,
+        result = &mut serving => result?,
         status = died => {
             tracing::error!(?status, "PostgreSQL ended by itself; its log is in the data directory. Start again");
             return Ok(ExitCode::from(EXIT_DATABASE_DIED));
@@ -97,16 +111,51 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         _ = stop.changed() => {
             stopping.cancel();
             tracing::info!("stopping: requests under way are finished, new ones refused");
-            if tokio::time::timeout(config.drain_timeout, &mut serving).await.is_err() {
-                tracing::warn!(drain_timeout = ?config.drain_timeout, "some requests took too long and were ended");
-                serving.abort();
+            tokio::select! {
+                _ = &mut serving => {}
+                () = tokio::time::sleep(config.drain_timeout) => {
+                    tracing::warn!(drain_timeout = ?config.drain_timeout, "some requests took too long and were ended");
+                }
+                _ = stop.changed() => tracing::warn!("told to stop again: requests under way are ended"),
             }
+            serving.abort();
         }
     }
     store.close();
     Database { url, server }.close().await?;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes connections until `stopping`, then waits until their requests are answered.
+async fn accept(listener: TcpListener, router: Router, stopping: CancellationToken) {
+    let connections = GracefulShutdown::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopping.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Most likely there are no file handles left; those that are in use come back.
+                tracing::warn!(%error, "can't accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            // It ends in an error where its client breaks it off, which is the client's own affair.
+            let _ = connection.await;
+        });
+    }
+    drop(listener);
+    connections.shutdown().await;
 }
 
 /// Changes when SIGTERM or SIGINT arrives.
@@ -126,18 +175,35 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<()>> {
     Ok(receiver)
 }
 
-/// Opens the database and migrates it. `attach` allows to use the server of a service that runs on the data
-/// directory, for commands that work beside it.
-pub async fn open_database(config: &DatabaseConfig, attach: bool) -> anyhow::Result<Database> {
+/// What a database is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// To serve: it is made and migrated, and nobody else may use the data directory.
+    Serve,
+    /// To migrate it, beside a service if one runs.
+    Migrate,
+    /// To work on it as it is, beside a service if one runs.
+    AsItIs,
+}
+
+/// Opens the database.
+pub async fn open_database(config: &DatabaseConfig, purpose: Use) -> anyhow::Result<Database> {
     let (url, server) = match config {
         DatabaseConfig::Given(url) => {
             wait_for(url).await?;
             (url.as_ref().clone(), None)
         }
-        DatabaseConfig::Embedded(options) => open_embedded(options, attach).await?,
+        DatabaseConfig::Embedded(options) => open_embedded(options, purpose).await?,
     };
-    store::migrate(&url).await?;
-    Ok(Database { url, server })
+    let database = Database { url, server };
+    if purpose != Use::AsItIs {
+        store::migrate(&database.url).await?;
+    } else if !store::is_migrated(&database.url).await? {
+        let url = database.url.clone();
+        database.close().await?;
+        bail!("the database at {url} does not have this version's schema; run `task-history migrate`");
+    }
+    Ok(database)
 }
 
 async fn wait_for(url: &DatabaseUrl) -> anyhow::Result<()> {
@@ -159,10 +225,15 @@ async fn wait_for(url: &DatabaseUrl) -> anyhow::Result<()> {
 
 async fn open_embedded(
     options: &embedded::Options,
-    attach: bool,
+    purpose: Use,
 ) -> anyhow::Result<(DatabaseUrl, Option<Embedded>)> {
     let parse = |url: &str| DatabaseUrl::parse(url).map_err(anyhow::Error::msg);
-    if attach && let Some(url) = embedded::running_database_url(&options.directory, DATABASE) {
+    if purpose == Use::AsItIs && !options.directory.join("data").exists() {
+        bail!("there is no database in {}; start the service there first", options.directory.display());
+    }
+    if purpose != Use::Serve
+        && let Some(url) = embedded::running_database_url(&options.directory, DATABASE)
+    {
         return Ok((parse(&url)?, None));
     }
     let started = Instant::now();

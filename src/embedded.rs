@@ -3,7 +3,7 @@
 //! ```text
 //! <directory>/
 //!   lock           held while a service uses the directory; the system frees it however the service ends
-//!   data/          the cluster; data.new while initdb makes it
+//!   data/          the cluster; data.new.… while initdb makes it
 //!   run/           the server's socket, for its own user only
 //!   postgres.log   what the server says
 //! ```
@@ -15,9 +15,9 @@
 mod binaries;
 mod process;
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -38,6 +38,9 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long processes of a killed server may hold its shared memory before a start gives up.
 const REMNANT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a start may take before it is explained.
+const SILENT_START: Duration = Duration::from_secs(5);
 
 /// How often a state that can't be waited for is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -71,6 +74,11 @@ pub enum EmbeddedError {
     /// There are no server binaries.
     #[error("{}", binaries::missing_message(.0))]
     NoBinaries(Option<u32>),
+    /// There are no server binaries where they were said to be.
+    #[error(
+        "there are no programs `postgres` and `initdb` in {0}; without --postgres-bin-dir they are searched for"
+    )]
+    NoBinariesHere(PathBuf),
     /// There are binaries, but of another major version than the cluster.
     #[error(
         "the database in {directory} was made by PostgreSQL {cluster}, but the binaries in {found} are of version \
@@ -155,9 +163,9 @@ impl Embedded {
     pub async fn start(options: &Options) -> Result<Self, EmbeddedError> {
         let directory = prepare_directory(&options.directory)?;
         let lock = lock(&directory).await?;
-        let run_as = RunAs::choose()?;
-        run_as.check_reaches(&directory)?;
         let data = directory.join("data");
+        let run_as = RunAs::choose(&data)?;
+        run_as.check_reaches(&directory)?;
         let binaries = Binaries::find(options.binaries.as_deref(), cluster_major(&data)?)?;
         if let Some(cluster) = cluster_major(&data)?
             && cluster != binaries.major
@@ -237,8 +245,12 @@ pub fn running_database_url(directory: &Path, database: &str) -> Option<String> 
 fn database_url(socket_directory: &Path, database: &str) -> String {
     let host =
         form_urlencoded::byte_serialize(socket_directory.as_os_str().as_encoded_bytes()).collect::<String>();
+    // Said here, so that PGPORT and PGSSLMODE in the environment don't.
     // A URL's query is decoded with `+` for a space by some and not by others; `%20` is one for all.
-    format!("postgres://{SUPERUSER}@localhost/{database}?host={}", host.replace('+', "%20"))
+    format!(
+        "postgres://{SUPERUSER}@localhost:5432/{database}?sslmode=disable&host={}",
+        host.replace('+', "%20")
+    )
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError + '_ {
@@ -246,13 +258,24 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> EmbeddedError + '_ {
 }
 
 fn prepare_directory(directory: &Path) -> Result<PathBuf, EmbeddedError> {
-    DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(at(directory))?;
+    if !directory.exists() {
+        DirBuilder::new().recursive(true).create(directory).map_err(at(directory))?;
+        // Whatever the umask says: another user, whom the server may run as, has to get through.
+        fs::set_permissions(directory, Permissions::from_mode(0o755)).map_err(at(directory))?;
+    }
     fs::canonicalize(directory).map_err(at(directory))
 }
 
 async fn lock(directory: &Path) -> Result<File, EmbeddedError> {
     let path = directory.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at(&path))?;
+    // For its owner only: whoever can open a file can lock it.
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(at(&path))?;
     let started = Instant::now();
     loop {
         match file.try_lock() {
@@ -279,7 +302,8 @@ fn cluster_major(data: &Path) -> Result<Option<u32>, EmbeddedError> {
 }
 
 impl RunAs {
-    fn choose() -> Result<Self, EmbeddedError> {
+    /// The user for a cluster: under root its owner, or for a new one `postgres` or `nobody`; otherwise whoever starts it.
+    fn choose(data: &Path) -> Result<Self, EmbeddedError> {
         let uid = Uid::effective();
         let lookup = |result: nix::Result<Option<User>>| result.ok().flatten();
         if !uid.is_root() {
@@ -288,7 +312,10 @@ impl RunAs {
             })?;
             return Ok(Self { name: user.name, uid, gid: user.gid, switch: false });
         }
-        let user = ["postgres", "nobody"].into_iter().find_map(|name| lookup(User::from_name(name)));
+        let owner =
+            fs::metadata(data).ok().and_then(|data| lookup(User::from_uid(Uid::from_raw(data.uid()))));
+        let user = owner
+            .or_else(|| ["postgres", "nobody"].into_iter().find_map(|name| lookup(User::from_name(name))));
         let user = user.filter(|user| !user.uid.is_root()).ok_or_else(|| {
             EmbeddedError::NoUser("this machine has neither a user `postgres` nor `nobody`".to_owned())
         })?;
@@ -347,11 +374,13 @@ async fn create_cluster(
     durable: bool,
 ) -> Result<(), EmbeddedError> {
     tracing::info!(directory = %directory.display(), version = binaries.major, "creating a database cluster");
-    let unfinished = directory.join("data.new");
-    match fs::remove_dir_all(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&unfinished)(error)),
-        _ => {}
+    // A name of its own: the initdb of a start that was killed may still be at work under another.
+    for entry in fs::read_dir(directory).map_err(at(directory))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("data.new.") {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
+    let unfinished = directory.join(format!("data.new.{}", uuid::Uuid::now_v7()));
     run_as.create_directory(&unfinished)?;
     let mut initdb =
         process::command(&binaries.initdb, directory, run_as.switch.then_some((run_as.uid, run_as.gid)));
@@ -366,7 +395,9 @@ async fn create_cluster(
         let detail = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(EmbeddedError::Program { program: "initdb", detail });
     }
-    fs::rename(&unfinished, data).map_err(at(data))
+    fs::rename(&unfinished, data).map_err(at(data))?;
+    // The new name must be on the disk before anything that is acknowledged is under it.
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
 }
 
 struct Server<'a> {
@@ -379,7 +410,11 @@ struct Server<'a> {
 impl Server<'_> {
     /// Stops the server of a service that was killed, and removes what a killed server left behind.
     async fn clear_remnants(&mut self) -> Result<(), EmbeddedError> {
-        let Some(file) = PidFile::read(self.data) else { return Ok(()) };
+        let pid_file = self.data.join("postmaster.pid");
+        let Some(file) = PidFile::read(self.data) else {
+            // None; or one that a full disk or a power failure has left empty, which PostgreSQL would not touch.
+            return remove_if_there(&pid_file);
+        };
         if process::is_postgres(file.pid, self.data) {
             tracing::warn!(pid = file.pid, "stopping the PostgreSQL of a service that was killed");
             for (signal, patience) in
@@ -397,14 +432,10 @@ impl Server<'_> {
         }
         // The number in the file is nobody's now, or a stranger's, or that of a process that is dead but not yet
         // buried. PostgreSQL can't tell the last two from its own and would refuse to start.
-        let lock_file = file.socket_directory.join(".s.PGSQL.5432.lock");
-        for stale in [self.data.join("postmaster.pid"), lock_file] {
-            match fs::remove_file(&stale) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&stale)(error)),
-                _ => {}
-            }
-        }
-        if file.socket_directory != self.directory.join("run") && is_short_directory(&file.socket_directory) {
+        remove_if_there(&pid_file)?;
+        remove_if_there(&self.directory.join("run/.s.PGSQL.5432.lock"))?;
+        // In a copy of a directory the file names the original's socket, which is not ours to remove.
+        if file.data == self.data && is_short_directory(&file.socket_directory) {
             let _ = fs::remove_dir_all(&file.socket_directory);
         }
         Ok(())
@@ -426,6 +457,7 @@ impl Server<'_> {
     /// Starts the server and waits until it takes connections.
     async fn start(&self, socket_directory: &Path, durable: bool) -> Result<Child, EmbeddedError> {
         let started = Instant::now();
+        let mut is_said = false;
         loop {
             let log_path = self.directory.join("postgres.log");
             let log = open_log(&log_path)?;
@@ -441,6 +473,10 @@ impl Server<'_> {
                     .is_some_and(|file| file.is_ready && u32::try_from(file.pid).ok() == pid);
                 if ready {
                     return Ok(child);
+                }
+                if !is_said && started.elapsed() > SILENT_START {
+                    is_said = true;
+                    tracing::info!(log = %log_path.display(), "PostgreSQL is still starting: it recovers, see its log");
                 }
                 tokio::time::sleep(POLL_INTERVAL).await;
             };
@@ -481,6 +517,13 @@ impl Server<'_> {
         }
         postgres.stdout(log.try_clone().map_err(at(self.directory))?).stderr(log).stdin(Stdio::null());
         Ok(postgres)
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), EmbeddedError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Who calls. These extractors are the only way from a request to an [`OrganizationId`], and every method of the
-//! store wants one, so a handler without them does not compile. They come first in a handler's arguments: a request
+//! store that handlers call wants one, so a handler without them does not compile. They come first in a handler's arguments: a request
 //! without a valid key learns nothing about what else is wrong with it.
 
 use axum::extract::{FromRequestParts, RawPathParams};

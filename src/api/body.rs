@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::faults::Fault;
-use super::syntax;
+use super::syntax::{self, Refusal};
 
 /// Most bytes of a request body.
-pub(crate) const MAX_BODY_BYTES: usize = 8 << 20;
+pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// How much of a body that is too large is read, and thrown away, so that a client which sends all before it reads
 /// gets to see the answer.
@@ -42,13 +42,11 @@ impl<S: Sync> FromRequest<S> for JsonBody {
         }
         let text = std::str::from_utf8(&bytes).map_err(|_| ApiError::BodyUnreadable)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        serde_json::from_str(text).map(|value| Self(Some(value))).map_err(|_| {
-            match syntax::find_fault(text) {
-                Some((position, error)) => ApiError::Invalid(vec![Fault::json_invalid(position, error)]),
-                // Well formed as far as anyone looks, so it is nested too deeply.
-                None => ApiError::BodyUnreadable,
-            }
-        })
+        syntax::check(text).map_err(|refusal| match refusal {
+            Refusal::Fault(position, error) => ApiError::Invalid(vec![Fault::json_invalid(position, error)]),
+            Refusal::TooDeep | Refusal::ReservedName => ApiError::BodyUnreadable,
+        })?;
+        serde_json::from_str(text).map(|value| Self(Some(value))).map_err(|_| ApiError::BodyUnreadable)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Everything that a client can see go wrong, in one table.
 
-use std::fmt::Write as _;
-
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -122,13 +120,7 @@ impl From<StoreError> for ApiError {
             StoreError::OtherRequest => Self::OtherRequest,
             StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
             StoreError::Corrupt { .. } | StoreError::Query(_) | StoreError::Migrate(_) => {
-                let mut text = error.to_string();
-                let mut source = std::error::Error::source(&error);
-                while let Some(cause) = source {
-                    let _ = write!(text, ": {cause}");
-                    source = cause.source();
-                }
-                Self::Internal(text)
+                Self::Internal(error.to_string())
             }
         }
     }

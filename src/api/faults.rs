@@ -11,6 +11,14 @@ use strum::EnumMessage;
 
 use crate::domain::{TextError, Word};
 
+/// How many faults a request may have before the rest of a list is not looked at any more: nobody reads a hundred, and
+/// each says its place and its value again.
+const MAX_FAULTS: usize = 100;
+
+/// Fields whose values are secrets: they are not sent back, not even in a fault.
+const SECRET_FIELDS: [&str; 6] =
+    ["user_oidc_token", "user_tokens", "api_key", "client_secret", "headers", "env_vars"];
+
 /// One fault, as the contract writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Fault {
@@ -38,7 +46,8 @@ impl From<&'static str> for Step {
 }
 
 impl Fault {
-    pub(crate) fn new(kind: &'static str, loc: Vec<Step>, msg: impl Into<String>, input: Value) -> Self {
+    pub(crate) fn new(kind: &'static str, loc: Vec<Step>, msg: impl Into<String>, mut input: Value) -> Self {
+        hide_secrets(&mut input);
         Self { kind, loc, msg: msg.into(), input, ctx: None }
     }
 
@@ -102,6 +111,23 @@ impl Fault {
         };
         Self::new("enum", loc, format!("Input should be {expected}"), input)
             .with_ctx(json!({ "expected": expected }))
+    }
+}
+
+/// Replaces the values of secret fields, as pydantic writes a secret.
+fn hide_secrets(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if SECRET_FIELDS.contains(&name.as_str()) && !value.is_null() {
+                    *value = "**********".into();
+                } else {
+                    hide_secrets(value);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide_secrets),
+        _ => {}
     }
 }
 
@@ -423,7 +449,11 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
             Err(items) => items
                 .iter()
                 .enumerate()
-                .filter_map(|(at, item)| read_text(item, self.loc_in(name, at), self.faults))
+                .map_while(|(at, item)| {
+                    let is_worth_it = self.faults.len() < MAX_FAULTS;
+                    is_worth_it.then(|| read_text(item, self.loc_in(name, at), self.faults))
+                })
+                .flatten()
                 .collect(),
         })
     }
@@ -470,7 +500,11 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
             Err(items) => items
                 .iter()
                 .enumerate()
-                .filter_map(|(at, item)| read_free_object(item, self.loc_in(name, at), self.faults))
+                .map_while(|(at, item)| {
+                    let is_worth_it = self.faults.len() < MAX_FAULTS;
+                    is_worth_it.then(|| read_free_object(item, self.loc_in(name, at), self.faults))
+                })
+                .flatten()
                 .collect(),
         })
     }
@@ -485,7 +519,9 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         if let Some(value) = self.present(name)
             && !value.is_object()
         {
-            self.faults.push(not_a_free_object(self.loc_of(name), value));
+            // A text here is most likely the secret that the object should have held.
+            let shown = if value.is_string() { &Value::from("**********") } else { value };
+            self.faults.push(not_a_free_object(self.loc_of(name), shown));
         }
     }
 

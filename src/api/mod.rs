@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
-use axum::middleware::map_response;
+use axum::middleware::{Next, from_fn, map_response};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,9 @@ use error::ApiError;
 
 /// Answers shorter than this are not worth compressing, in bytes.
 const MIN_COMPRESSED_BYTES: u64 = 1024;
+
+/// How long a request may take: its body may take 30 seconds, each of its statements 15.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -78,6 +82,7 @@ pub fn router(api: Api) -> Router {
                 .quality(CompressionLevel::Fastest)
                 .compress_when(DefaultPredicate::new().and(SizeAbove::new(MIN_COMPRESSED_BYTES))),
         )
+        .layer(from_fn(answer_in_time))
         .layer(CatchPanicLayer::custom(answer_panic))
 }
 
@@ -142,6 +147,18 @@ fn not_found(paths: &matchit::Router<()>, uri: &Uri) -> Response {
         Ok(address) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, address)]).into_response(),
         Err(_) => ApiError::RouteNotFound.into_response(),
     }
+}
+
+/// Ends a request that takes longer than anything in it may: its database hangs, most likely, which no server's own
+/// limits can end. A synchronous invocation waits for its agent and looks after itself.
+async fn answer_in_time(request: Request, next: Next) -> Response {
+    let waits = request.uri().path().ends_with("/invoke");
+    let answer = next.run(request);
+    if waits {
+        return answer.await;
+    }
+    let late = |_| ApiError::Unavailable(format!("no answer within {REQUEST_TIMEOUT:?}")).into_response();
+    tokio::time::timeout(REQUEST_TIMEOUT, answer).await.unwrap_or_else(late)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]

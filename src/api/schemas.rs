@@ -206,7 +206,7 @@ pub(crate) struct AgentExecutionRequest {
     user_tokens: Option<Object>,
     /// Whether the caller wants metrics
     #[schema(default = false)]
-    return_metrics: Option<bool>,
+    return_metrics: bool,
     /// Provider of the language model
     llm_model_provider: Option<String>,
     /// Name of the language model

@@ -3,21 +3,45 @@
 /// Deepest nesting that is looked into; Python gives up near it, and nobody means it.
 const MAX_DEPTH: usize = 900;
 
-/// The first fault: its position in characters, and what it is. `None` where the text is well formed, or nested too
-/// deeply to tell.
+/// Deepest nesting that is accepted: what is stored must be readable, and readers give up at 128.
+const MAX_ACCEPTED_DEPTH: usize = 120;
+
+/// How `serde_json` names its own messages to itself; with such a name an object would be taken for one.
+const RESERVED: &str = "$serde_json::private::";
+
+/// Why a text is not accepted as JSON.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It is none: where, in characters, and why.
+    Fault(usize, &'static str),
+    /// It is nested too deeply.
+    TooDeep,
+    /// It has a name that means something else to the parser.
+    ReservedName,
+}
+
+/// Looks through a text before it is parsed.
+///
 ///
 /// `NaN` and `Infinity` are faults here although Python accepts them: JSON has no such numbers, and they could not
 /// be stored or sent back.
-pub(crate) fn find_fault(text: &str) -> Option<(usize, &'static str)> {
-    let scanner = Scanner { bytes: text.as_bytes() };
-    let (at, error) = scanner.document().err()?;
-    Some((text[..at].chars().count(), error))
+pub(crate) fn check(text: &str) -> Result<(), Refusal> {
+    let mut scanner = Scanner { bytes: text.as_bytes(), depth: 0, has_reserved_name: false };
+    match scanner.document() {
+        Err((at, error)) => Err(Refusal::Fault(text[..at].chars().count(), error)),
+        Ok(_) if scanner.depth > MAX_ACCEPTED_DEPTH => Err(Refusal::TooDeep),
+        Ok(_) if scanner.has_reserved_name => Err(Refusal::ReservedName),
+        Ok(_) => Ok(()),
+    }
 }
 
 type Scan = Result<usize, (usize, &'static str)>;
 
 struct Scanner<'t> {
     bytes: &'t [u8],
+    /// The deepest nesting so far.
+    depth: usize,
+    has_reserved_name: bool,
 }
 
 impl Scanner<'_> {
@@ -34,10 +58,11 @@ impl Scanner<'_> {
 
     /// Scans the whole text. Open objects and lists are on a stack of its own, so that no depth can exhaust the
     /// thread's.
-    fn document(&self) -> Scan {
+    fn document(&mut self) -> Scan {
         let mut open = Vec::new();
         let mut at = self.skip_space(0);
         loop {
+            self.depth = self.depth.max(open.len());
             if open.len() > MAX_DEPTH {
                 return Ok(at);
             }
@@ -89,11 +114,18 @@ impl Scanner<'_> {
     }
 
     /// A name and its colon; returns where its value begins.
-    fn name(&self, at: usize) -> Scan {
-        if self.at(at) != Some(b'"') {
-            return Err((at, "Expecting property name enclosed in double quotes"));
+    fn name(&mut self, start: usize) -> Scan {
+        if self.at(start) != Some(b'"') {
+            return Err((start, "Expecting property name enclosed in double quotes"));
         }
-        let at = self.skip_space(self.string(at)?);
+        let end = self.string(start)?;
+        // Any of its characters may be escaped.
+        let name = &self.bytes[start..end];
+        if name.starts_with(b"\"$") || name.starts_with(b"\"\\") {
+            let name = serde_json::from_slice::<String>(name).unwrap_or_default();
+            self.has_reserved_name |= name.starts_with(RESERVED);
+        }
+        let at = self.skip_space(end);
         if self.at(at) == Some(b':') {
             Ok(self.skip_space(at + 1))
         } else {

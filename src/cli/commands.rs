@@ -14,7 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use super::{Cli, Command, DatabaseArgs, KeysCommand};
-use crate::app;
+use crate::app::{self, Use};
 use crate::config::{Config, DatabaseConfig};
 use crate::domain::Clock;
 use crate::store::{ApiKey, KeyRevocation, NewApiKey, Store};
@@ -48,15 +48,15 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 async fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => {
-            telemetry::init(args.database.log_format, &args.database.log)?;
+            let (format, filter) = args.database.logging("info")?;
+            telemetry::init(format, &filter)?;
             return app::serve(Config::new(args)?).await;
         }
         Command::Migrate(args) => {
-            with_database(args, async |_| {
-                print("The database has this version's schema.");
-                Ok(())
-            })
-            .await?;
+            let (format, filter) = args.logging("warn")?;
+            telemetry::init(format, &filter)?;
+            app::open_database(&DatabaseConfig::new(args)?, Use::Migrate).await?.close().await?;
+            print("The database has this version's schema.");
         }
         Command::Keys(command) => keys(command).await?,
         Command::Openapi => print(&pretty(&api::openapi_document())),
@@ -74,14 +74,15 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).expect("a JSON value can be written")
 }
 
-/// Opens the database, migrated, and closes it after the work: the given one; that of a service which runs on the
-/// data directory; or one started for this.
+/// Opens the database and closes it after the work: the given one; that of a service which runs on the data directory; or
+/// its server is started for this. Neither makes a database nor migrates one: that is for `serve` and `migrate`.
 async fn with_database(
     args: DatabaseArgs,
     work: impl AsyncFnOnce(Store) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    telemetry::init(args.log_format, &format!("warn,{}", args.log.replace("info", "warn")))?;
-    let database = app::open_database(&DatabaseConfig::new(args)?, true).await?;
+    let (format, filter) = args.logging("warn")?;
+    telemetry::init(format, &filter)?;
+    let database = app::open_database(&DatabaseConfig::new(args)?, Use::AsItIs).await?;
     let store = Store::new(&database.url, 1);
     let outcome = work(store.clone()).await;
     store.close();

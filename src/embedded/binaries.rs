@@ -19,7 +19,8 @@ impl Binaries {
     /// The installation to use: the given one; else the one of the cluster's major version; else the newest.
     pub(super) fn find(given: Option<&Path>, cluster_major: Option<u32>) -> Result<Self, EmbeddedError> {
         if let Some(directory) = given {
-            return Self::in_directory(directory).ok_or(EmbeddedError::NoBinaries(cluster_major));
+            return Self::in_directory(directory)
+                .ok_or_else(|| EmbeddedError::NoBinariesHere(directory.to_owned()));
         }
         let mut found: Vec<_> =
             candidates().iter().filter_map(|directory| Self::in_directory(directory)).collect();

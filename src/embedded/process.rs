@@ -43,10 +43,12 @@ pub(super) fn send(pid: i32, signal: Signal) -> nix::Result<()> {
     kill(Pid::from_raw(pid), signal)
 }
 
-/// What a server writes into `postmaster.pid`: its number on the first line, its socket's directory on the fifth, its
-/// state on the eighth.
+/// What a server writes into `postmaster.pid`: its number on the first line, its data directory on the second, its
+/// socket's directory on the fifth, its state on the eighth.
 pub(super) struct PidFile {
     pub(super) pid: i32,
+    /// The data directory that it was written for.
+    pub(super) data: PathBuf,
     pub(super) socket_directory: PathBuf,
     pub(super) is_ready: bool,
 }
@@ -58,7 +60,8 @@ impl PidFile {
         let mut lines = text.lines();
         Some(Self {
             pid: lines.next()?.trim().parse().ok().filter(|pid| *pid > 1)?,
-            socket_directory: lines.nth(3).unwrap_or_default().into(),
+            data: lines.next().unwrap_or_default().into(),
+            socket_directory: lines.nth(2).unwrap_or_default().into(),
             is_ready: lines.nth(2).is_some_and(|state| state.trim() == "ready"),
         })
     }

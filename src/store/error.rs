@@ -36,7 +36,12 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
             // Class 08: connection; 53: resources; 57P: the server goes down or is not up yet.
             // https://www.postgresql.org/docs/current/errcodes-appendix.html
+            // Also timeouts, deadlocks, and a server that has become read-only: all may be over at the next try.
             sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                let states = ["57014", "40001", "40P01", "55P03", "25P03", "25006"];
+                if states.contains(&code.as_ref()) {
+                    return true;
+                }
                 code.starts_with("08") || code.starts_with("53") || code.starts_with("57P")
             }),
             _ => false,

@@ -15,8 +15,8 @@ use crate::domain::OrganizationId;
 /// The organisation that the first start creates.
 const DEFAULT_ORGANIZATION: &str = "default";
 
-/// How many characters of a key are kept to recognise it by.
-const PREFIX_CHARS: usize = 8;
+/// How many characters of a key are kept to recognise it by: few enough to leave a key of the shortest length secret.
+const PREFIX_CHARS: usize = 6;
 
 /// How exact `last_used_at` is. Writing it down at each request would turn every read into a write.
 const LAST_USED_GRAIN: TimeDelta = TimeDelta::minutes(1);
@@ -27,9 +27,9 @@ pub struct Secret(String);
 
 impl Secret {
     /// Shortest key that a person may choose, in characters.
-    pub const MIN_CHARS: usize = 20;
+    pub const MIN_CHARS: usize = 24;
 
-    /// Takes a key that a person chose: 20 to 256 visible ASCII characters.
+    /// Takes a key that a person chose: 24 to 256 visible ASCII characters.
     pub fn parse(text: &str) -> Result<Self, String> {
         if !text.chars().all(|c| c.is_ascii_graphic()) {
             return Err("an API key has visible ASCII characters only".to_owned());
@@ -132,6 +132,8 @@ pub enum Bootstrap {
     Adopted,
     /// Everything was there.
     Unchanged,
+    /// The key that was given can't be used: it is revoked, has expired, or belongs to another organisation.
+    Unusable,
 }
 
 /// What revoking a key found.
@@ -148,7 +150,7 @@ pub enum KeyRevocation {
 impl Store {
     /// Whom the key belongs to, or `None` where it is unknown, revoked or expired.
     ///
-    /// The only way to an [`OrganizationId`], and the only statement that can't name one.
+    /// The only way to an [`OrganizationId`] for a request, and the only statement of one that can't name any.
     pub async fn authenticate(
         &self,
         digest: KeyDigest,
@@ -171,16 +173,27 @@ impl Store {
         if let Some(key) = &key
             && key.last_used_at.is_none_or(|last| now - last >= LAST_USED_GRAIN)
         {
-            sqlx::query!(
-                "UPDATE api_keys SET last_used_at = $3 WHERE organization_id = $1 AND id = $2",
+            let noted = sqlx::query!(
+                r#"
+                UPDATE api_keys
+                SET last_used_at = $3
+                WHERE organization_id = $1 AND id = $2 AND (last_used_at IS NULL OR last_used_at <= $4)
+                "#,
                 key.organization_id as OrganizationId,
                 key.id,
-                now
+                now,
+                now - LAST_USED_GRAIN
             )
             .execute(&mut *connection)
-            .await?;
+            .await;
+            // A note for the operator, and no reason to refuse a reader whom a read-only server can serve.
+            match noted {
+                Ok(_) => connection.done(),
+                Err(error) => tracing::warn!(%error, "can't note when an API key was used"),
+            }
+        } else {
+            connection.done();
         }
-        connection.done();
         Ok(key.map(|key| Authenticated { organization_id: key.organization_id, can_write: key.can_write }))
     }
 
@@ -199,7 +212,25 @@ impl Store {
             Some(key) => {
                 let adopted =
                     insert_api_key(&mut transaction, organization, "bootstrap", true, None, key, now).await?;
-                if adopted.is_some() { Bootstrap::Adopted } else { Bootstrap::Unchanged }
+                let digest = KeyDigest::of(key.expose().as_bytes());
+                let is_valid = sqlx::query_scalar!(
+                    r#"
+                    SELECT organization_id = $1 AND revoked_at IS NULL
+                           AND (expires_at IS NULL OR expires_at > $3) AS "is_valid!"
+                    FROM api_keys
+                    WHERE digest = $2
+                    "#,
+                    organization as OrganizationId,
+                    digest.0.as_slice(),
+                    now
+                )
+                .fetch_one(&mut *transaction)
+                .await?;
+                match (adopted, is_valid) {
+                    (Some(_), _) => Bootstrap::Adopted,
+                    (None, true) => Bootstrap::Unchanged,
+                    (None, false) => Bootstrap::Unusable,
+                }
             }
             None if created => {
                 let key = Secret::generate();

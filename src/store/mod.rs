@@ -11,6 +11,7 @@ mod threads;
 mod watch;
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -28,6 +29,9 @@ use watch::Hub;
 
 /// The migrations in `migrations/`, the same that `sqlx migrate run` applies.
 static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// How long a server may take to answer a new connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one statement of a request may run before the server ends it.
 const STATEMENT_TIMEOUT: &str = "15s";
@@ -65,7 +69,9 @@ impl DatabaseUrl {
     }
 
     async fn connect(&self) -> Result<PgConnection, StoreError> {
-        Ok(self.options.connect().await?)
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.options.connect()).await;
+        let silence = |_| StoreError::Unavailable(format!("{self} gives no answer"));
+        Ok(connecting.map_err(silence)??)
     }
 }
 
@@ -92,6 +98,8 @@ impl Store {
         let options = url.options.clone().options([
             ("statement_timeout", STATEMENT_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+            // Waiting for a lock, a server does not notice by itself that its client has gone.
+            ("client_connection_check_interval", "1s"),
         ]);
         Self { hub: Hub::new(options.clone()), pool: Pool::new(options, connections) }
     }
@@ -122,6 +130,23 @@ pub async fn migrate(url: &DatabaseUrl) -> Result<(), StoreError> {
     let mut connection = url.connect().await?;
     MIGRATOR.run(&mut connection).await?;
     Ok(connection.close().await?)
+}
+
+/// Whether the database has this version's schema, or a later one's.
+pub async fn is_migrated(url: &DatabaseUrl) -> Result<bool, StoreError> {
+    let mut connection = url.connect().await?;
+    let latest = MIGRATOR.iter().map(|migration| migration.version).max();
+    let has_table = sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "exists!""#)
+        .fetch_one(&mut connection)
+        .await?;
+    let applied = if has_table {
+        let statement = "SELECT max(version) FROM _sqlx_migrations WHERE success";
+        sqlx::query_scalar::<_, Option<i64>>(statement).fetch_one(&mut connection).await?
+    } else {
+        None
+    };
+    connection.close().await?;
+    Ok(applied >= latest)
 }
 
 /// Creates the database that `url` names, unless it exists; `server` is any database of the same server.

@@ -8,7 +8,7 @@
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
+use deadpool::managed::{self, Metrics, Object, RecycleResult};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 
@@ -30,12 +30,12 @@ struct Manager {
 
 struct Slot {
     connection: PgConnection,
-    in_use: bool,
     since: Instant,
 }
 
-/// A connection on loan. Say [`Loan::done`] when the last answer has been read; otherwise it is closed.
-pub(super) struct Loan(Object<Manager>);
+/// A connection on loan. Say [`Loan::done`] when the last answer has been read; otherwise it is closed as soon as this is
+/// dropped, and with it whatever transaction and locks it holds.
+pub(super) struct Loan(Option<Object<Manager>>);
 
 impl Pool {
     pub(super) fn new(options: PgConnectOptions, size: usize) -> Self {
@@ -50,9 +50,7 @@ impl Pool {
     }
 
     pub(super) async fn get(&self) -> Result<Loan, StoreError> {
-        let mut slot = self.0.get().await?;
-        slot.in_use = true;
-        Ok(Loan(slot))
+        Ok(Loan(Some(self.0.get().await?)))
     }
 
     pub(super) fn close(&self) {
@@ -63,8 +61,20 @@ impl Pool {
 impl Loan {
     /// Gives the connection back for reuse: nothing is under way on it.
     pub(super) fn done(mut self) {
-        self.0.in_use = false;
-        self.0.since = Instant::now();
+        if let Some(slot) = &mut self.0 {
+            slot.since = Instant::now();
+        }
+        // Dropping a slot that is still in its place gives it back.
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0.take() {
+            // Taken out of the pool, the connection is closed; the server then ends what runs on it.
+            drop(Object::take(slot));
+        }
     }
 }
 
@@ -72,13 +82,13 @@ impl Deref for Loan {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.0.connection
+        &self.0.as_ref().expect("there until it is dropped").connection
     }
 }
 
 impl DerefMut for Loan {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0.connection
+        &mut self.0.as_mut().expect("there until it is dropped").connection
     }
 }
 
@@ -87,13 +97,10 @@ impl managed::Manager for Manager {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Slot, sqlx::Error> {
-        Ok(Slot { connection: self.options.connect().await?, in_use: false, since: Instant::now() })
+        Ok(Slot { connection: self.options.connect().await?, since: Instant::now() })
     }
 
     async fn recycle(&self, slot: &mut Slot, _: &Metrics) -> RecycleResult<sqlx::Error> {
-        if slot.in_use {
-            return Err(RecycleError::message("its last use did not come to an end"));
-        }
         if slot.since.elapsed() > TRUSTED_IDLE {
             slot.connection.ping().await?;
         }

@@ -18,10 +18,8 @@ tests![
 
 async fn without_a_valid_key_nothing_else_is_looked_at() {
     let app = TestApp::start().await;
-    for key in ["", "wrong", &format!("{}x", app.key), &app.key.to_uppercase(), "\u{7f}", &"k".repeat(5000)] {
-        let answer = app
-            .request_as(key.trim_matches('\u{7f}'), "GET", "/v1/agents/a/tasks?page=0&status=x", None)
-            .await;
+    for key in ["", "wrong", &format!("{}x", app.key), &app.key.to_uppercase(), &"k".repeat(5000)] {
+        let answer = app.request_as(key, "GET", "/v1/agents/a/tasks?page=0&status=x", None).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
         assert_eq!(answer.json(), json!({ "detail": "Invalid or missing API key" }));
         assert_eq!(answer.headers["www-authenticate"], "APIKey");
@@ -50,7 +48,10 @@ async fn every_documented_route_is_behind_the_wall() {
                 target = target.replace(name, if name == "{agent_id}" { "a" } else { "t" });
             }
             let method = method.to_uppercase();
-            let body = operation.get("requestBody").map(|_| json!({ "id": "t2", "input": {} }));
+            let is_list = path.ends_with("/events/push");
+            let body = operation.get("requestBody").map(|_| {
+                if is_list { json!([]) } else { json!({ "id": "t2", "input": {}, "execution_id": "t" }) }
+            });
             let answer = app.request_as("wrong", &method, &target, body.clone()).await;
             assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
             if path.ends_with("/invoke/stream") {
@@ -127,5 +128,5 @@ async fn keys_are_not_stored() {
         sqlx::query_scalar("SELECT k::text FROM api_keys k").fetch_all(&mut connection).await.expect("rows");
     assert_eq!(rows.len(), 1);
     assert!(!rows[0].contains(&app.key));
-    assert!(rows[0].contains(&app.key[..8]), "its beginning, to recognise it by");
+    assert!(rows[0].contains(&app.key[..6]), "its beginning, to recognise it by");
 }

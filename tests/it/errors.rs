@@ -21,6 +21,9 @@ tests![
     a_slash_too_many_is_redirected,
     a_body_that_is_too_large,
     a_field_that_cannot_be_stored_is_named,
+    names_that_mean_something_to_the_parser_are_refused,
+    a_long_list_of_faults_is_cut_short,
+    a_request_that_is_given_up_holds_nothing,
     ids_have_limits,
     all_faults_of_a_report_at_once,
     a_broken_table_shows_the_client_nothing_and_the_log_everything,
@@ -66,14 +69,14 @@ async fn a_slash_too_many_is_redirected() {
 
 async fn a_body_that_is_too_large() {
     let app = TestApp::start().await;
-    let largest = 8 << 20;
+    let largest = 4 << 20;
     let shell = r#"{"id":"t","input":{"text":""}}"#.len();
     for (extra, status) in [(0, StatusCode::OK), (1, StatusCode::PAYLOAD_TOO_LARGE)] {
         let text = "x".repeat(largest - shell + extra);
         let answer = app.invoke("a", json!({ "id": "t", "input": { "text": text } })).await;
         assert_eq!(answer.status, status);
         if status == StatusCode::PAYLOAD_TOO_LARGE {
-            assert_eq!(answer.json(), json!({ "detail": "The request body has more than 8388608 bytes" }));
+            assert_eq!(answer.json(), json!({ "detail": "The request body has more than 4194304 bytes" }));
         }
     }
     // It is a title too, and lists still work.
@@ -116,6 +119,65 @@ async fn a_field_that_cannot_be_stored_is_named() {
             "ctx": { "error": {} }
         })
     );
+}
+
+/// `serde_json` tells itself about numbers and raw text by such names.
+async fn names_that_mean_something_to_the_parser_are_refused() {
+    let app = TestApp::start().await;
+    for name in
+        ["$serde_json::private::RawValue", "$serde_json::private::Number", "\\u0024serde_json::private::X"]
+    {
+        let body = format!(r#"{{"input":{{}},"payload_extension":{{"a":{{"{name}":"12"}}}}}}"#);
+        let request = Request::post("/v1/agents/a/invoke/async")
+            .header("x-api-key", &app.key)
+            .header("content-type", "application/json")
+            .body(Body::from(body));
+        let answer = app.send(request.expect("a request")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{name}: {}", answer.text);
+    }
+    // What is nested as deeply as is allowed can be read again.
+    for (depth, status) in [(100, StatusCode::OK), (200, StatusCode::BAD_REQUEST)] {
+        let value = format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        let body = format!(r#"{{"id":"deep","input":{{}},"payload_extension":{{"a":{value}}}}}"#);
+        let request = Request::post("/v1/agents/a/invoke/async")
+            .header("x-api-key", &app.key)
+            .header("content-type", "application/json")
+            .body(Body::from(body));
+        assert_eq!(app.send(request.expect("a request")).await.status, status);
+    }
+    assert_eq!(app.get("/v1/tasks/deep").await.status, StatusCode::OK);
+}
+
+async fn a_long_list_of_faults_is_cut_short() {
+    let app = TestApp::start().await;
+    let answer = app.invoke("a", json!({ "input": { "files": vec![1; 100_000] }, "id": 5 })).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(answer.json()["detail"].as_array().map(Vec::len), Some(101));
+}
+
+/// A client that goes away while its report waits for a lock leaves no lock behind.
+async fn a_request_that_is_given_up_holds_nothing() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let mut other = cluster::connect(&app.database).await;
+    sqlx::raw_sql("BEGIN; SELECT FROM tasks FOR UPDATE").execute(&mut other).await.expect("a lock");
+    let mut watcher = cluster::connect(&app.database).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    {
+        let report = app.report("t", json!({ "status": "completed" }));
+        let is_waiting = async {
+            while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.expect("a count") == 0 {
+            }
+        };
+        tokio::select! {
+            answer = report => panic!("it does not wait: {}", answer.text),
+            () = is_waiting => {}
+        }
+    }
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlocked");
+    let started = std::time::Instant::now();
+    assert_eq!(app.invoke("a", json!({ "id": "t", "input": {} })).await.ok()["status"], "pending");
+    assert!(started.elapsed() < std::time::Duration::from_secs(10), "the lock was held until a timeout");
 }
 
 async fn ids_have_limits() {

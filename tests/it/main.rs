@@ -25,7 +25,10 @@ use std::process::ExitCode;
 use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Each test has its own connections, of the 64 that the server has.
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(12);
+    arguments.test_threads.get_or_insert(threads);
     let tests = [
         auth::tests(),
         conversation::tests(),

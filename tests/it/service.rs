@@ -65,7 +65,7 @@ async fn a_bootstrap_key_is_taken_and_taken_again() {
     let refused = process::run(command).await;
     assert_eq!(refused.status.code(), Some(1));
     let said = text(&refused.stderr);
-    assert!(said.contains("20 to 256 characters") && said.contains("openssl rand"), "{said}");
+    assert!(said.contains("24 to 256 characters") && said.contains("openssl rand"), "{said}");
 }
 
 async fn a_given_database_is_used_and_nothing_started() {
@@ -180,6 +180,8 @@ async fn messages_say_what_to_do() {
         (vec!["--listen", "nonsense"], "127.0.0.1:8080"),
         (vec!["--database-url", "mysql://u:hunter2@x/y"], "postgres://user:password@host"),
         (vec!["--log", "a=b=c"], "--log takes"),
+        (vec!["--log-format", "xml"], "`human` or `json`"),
+        (vec!["keys", "list"], "start the service there first"),
         (vec!["--database-connections", "0"], "from 1 to 50"),
         (vec!["healthcheck", "http://127.0.0.1:1/"], "can't be reached"),
         (vec!["healthcheck", "ftp://x"], "no http:// address"),

@@ -53,7 +53,10 @@ async fn layers_point_one_way() {
     refuse("src/domain", &["crate::store", "crate::api", "crate::app", "axum", "sqlx::query", "async "], &[]);
     refuse("src/store", &["crate::api", "crate::app", "crate::cli", "axum", "StatusCode"], &[]);
     refuse("src/api", &["sqlx", "SELECT ", "crate::app", "crate::cli", "crate::embedded"], &[]);
-    refuse("src/embedded", &["crate::store", "crate::api", "crate::domain", "sqlx"], &[]);
+    for path in ["src/embedded", "src/embedded.rs"] {
+        refuse(path, &["crate::store", "crate::api", "crate::domain", "sqlx"], &[]);
+    }
+    refuse("src/config.rs", &["crate::cli", "crate::app", "crate::api"], &[]);
 }
 
 async fn every_statement_names_its_organization() {
