@@ -266,8 +266,9 @@ pub(crate) struct AgentExecution {
     /// How much the language model shall reason
     #[schema(value_type = Option<schemas::ReasoningEffort>)]
     llm_reasoning_effort: Option<ReasoningEffort>,
-    /// How long the latest turn took, in seconds, by its runner's clock
-    duration: Option<f64>,
+    /// How long the latest turn took, in seconds, by its runner's clock; 0 where nobody has said
+    #[schema(default = 0.0)]
+    duration: f64,
     /// Names of the tools that the latest turn used
     #[schema(value_type = Option<Vec<String>>, default = json!([]))]
     used_tools: Vec<String>,
@@ -332,7 +333,7 @@ impl From<Task> for AgentExecution {
             llm_model_provider: request.llm_model_provider,
             llm_model_name: request.llm_model_name,
             llm_reasoning_effort: request.llm_reasoning_effort,
-            duration: reported.duration,
+            duration: reported.duration.unwrap_or(0.0),
             used_tools: reported.used_tools.unwrap_or_default(),
             tool_call_limit: request.tool_call_limit,
             harness_cli: request.harness_cli,
