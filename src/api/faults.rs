@@ -19,6 +19,10 @@ const MAX_FAULTS: usize = 100;
 const SECRET_FIELDS: [&str; 6] =
     ["user_oidc_token", "user_tokens", "api_key", "client_secret", "headers", "env_vars"];
 
+/// When a day begins.
+const MIDNIGHT: speedate::Time =
+    speedate::Time { hour: 0, minute: 0, second: 0, microsecond: 0, tz_offset: None };
+
 /// One fault, as the contract writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Fault {
@@ -195,22 +199,19 @@ impl<'f> QueryReader<'f> {
     /// A point in time, as pydantic reads one: ISO 8601, a date alone, or seconds since 1970. Without a zone it is UTC.
     pub(crate) fn datetime(&mut self, name: &'static str) -> Option<DateTime<Utc>> {
         let text = self.text(name)?;
-        let parsed = speedate::DateTime::parse_str(&text).ok().or_else(|| {
-            let date = speedate::Date::parse_str(&text).ok()?;
-            speedate::DateTime::parse_str(&format!("{date}T00:00:00")).ok()
+        let time = speedate::DateTime::parse_str(&text).or_else(|_| {
+            speedate::Date::parse_str(&text).map(|date| speedate::DateTime { date, time: MIDNIGHT })
         });
-        if let Some(time) = parsed {
-            return DateTime::from_timestamp(time.timestamp_tz(), time.time.microsecond * 1_000);
-        }
-        let error = speedate::Date::parse_str(&text)
-            .err()
-            .map_or("invalid datetime", |error| error.get_documentation().unwrap_or("invalid datetime"));
-        let fault = Fault::new(
-            "datetime_from_date_parsing",
-            vec!["query".into(), name.into()],
-            format!("Input should be a valid datetime or date, {error}"),
-            text.into(),
-        );
+        let (kind, what, error) = match time {
+            Ok(time) if time.date.year == 0 => ("datetime_parsing", "datetime", "year 0 is out of range"),
+            Ok(time) => return DateTime::from_timestamp(time.timestamp_tz(), time.time.microsecond * 1_000),
+            Err(error) => {
+                let error = error.get_documentation().unwrap_or("invalid datetime");
+                ("datetime_from_date_parsing", "datetime or date", error)
+            }
+        };
+        let msg = format!("Input should be a valid {what}, {error}");
+        let fault = Fault::new(kind, vec!["query".into(), name.into()], msg, text.into());
         self.faults.push(fault.with_ctx(json!({ "error": error })));
         None
     }

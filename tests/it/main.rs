@@ -9,6 +9,7 @@ mod cluster;
 mod conversation;
 mod embedded;
 mod errors;
+mod events;
 mod fastapi;
 mod harness;
 mod list;
@@ -18,6 +19,7 @@ mod plans;
 mod process;
 mod readme;
 mod service;
+mod tasks;
 mod tidy;
 
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         conversation::tests(),
         embedded::tests(),
         errors::tests(),
+        events::tests(),
         fastapi::tests(),
         list::tests(),
         migrations::tests(),
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         plans::tests(),
         readme::tests(),
         service::tests(),
+        tasks::tests(),
         tidy::tests(),
     ];
     if arguments.list {

@@ -1,0 +1,258 @@
+//! Live events.
+
+use std::collections::BTreeMap;
+
+use axum::body::{Body, BodyDataStream};
+use axum::http::{Request, StatusCode};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use task_history::domain::Clock;
+use task_history::store::{DatabaseUrl, Store};
+use tower::ServiceExt;
+
+use crate::cluster;
+use crate::harness::{self, TestApp, tests};
+
+tests![
+    an_invocation_is_followed_to_its_end,
+    a_task_that_has_ended_says_so_and_closes,
+    another_instance_s_writes_are_heard,
+    nothing_is_written_where_nobody_watches,
+    two_hundred_streams_see_their_own_events_in_order,
+    a_lost_listener_catches_up,
+    what_runners_push_is_in_the_activity_log,
+];
+
+/// A stream of server-sent events.
+struct Events {
+    body: BodyDataStream,
+    buffer: String,
+}
+
+impl Events {
+    async fn open(router: &axum::Router, request: Request<Body>) -> Self {
+        let response = router.clone().oneshot(request).await.expect("infallible");
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { body: response.into_body().into_data_stream(), buffer: String::new() }
+    }
+
+    async fn of_task(app: &TestApp, id: &str) -> Self {
+        Self::of_task_at(app, &app.router, id).await
+    }
+
+    async fn of_task_at(app: &TestApp, router: &axum::Router, id: &str) -> Self {
+        let request = Request::get(format!("/agent-execution/{id}/events")).header("x-api-key", &app.key);
+        Self::open(router, request.body(Body::empty()).expect("a request")).await
+    }
+
+    /// The next event, or `None` where the stream has been closed.
+    async fn next(&mut self) -> Option<Value> {
+        let find = async {
+            loop {
+                if let Some(end) = self.buffer.find("\n\n") {
+                    let event: String = self.buffer.drain(..end + 2).collect();
+                    let data =
+                        event.strip_prefix("data: ").map(|data| serde_json::from_str(data).expect(data));
+                    if data.is_some() {
+                        return data;
+                    }
+                    continue;
+                }
+                let bytes = self.body.next().await?.expect("a body");
+                self.buffer += std::str::from_utf8(&bytes).expect("UTF-8");
+            }
+        };
+        tokio::time::timeout(crate::process::PATIENCE, find).await.expect("an event comes")
+    }
+
+    /// All events to the end, as `type status`.
+    async fn rest(&mut self) -> Vec<String> {
+        let mut seen = Vec::new();
+        while let Some(event) = self.next().await {
+            let shown =
+                event["data"]["status"].as_str().map_or_else(|| event["data"].to_string(), str::to_owned);
+            seen.push(format!("{} {shown}", event["type"].as_str().expect("a type")));
+        }
+        seen
+    }
+}
+
+async fn push(app: &TestApp, id: &str, kind: &str, data: Value) {
+    let body = json!([{ "type": kind, "task_id": id, "organization_id": "x", "time": "2026-01-01T00:00:00Z", "data": data }]);
+    let answer = app.request("POST", &format!("/agent-execution/{id}/events/push"), Some(body)).await;
+    assert_eq!(answer.ok(), json!({ "accepted": 1 }));
+}
+
+async fn an_invocation_is_followed_to_its_end() {
+    let app = TestApp::start().await;
+    let request = Request::post("/v1/agents/a/invoke/stream")
+        .header("x-api-key", &app.key)
+        .header("content-type", "application/json")
+        .body(Body::from(r#"{"id":"t","input":{"text":"hello"}}"#));
+    let mut events = Events::open(&app.router, request.expect("a request")).await;
+    let created = events.next().await.expect("an event");
+    assert_eq!(created["type"], "task_created");
+    assert_eq!(created["task_id"], "t");
+    assert_eq!(created["organization_id"], app.organization.to_string());
+    assert_eq!(created["time"], "2026-03-23T00:45:22Z");
+    assert_eq!(created["data"], app.get("/v1/tasks/t").await.ok(), "the snapshot is the task");
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    push(&app, "t", "chunk", json!("Hel")).await;
+    push(&app, "t", "chunk", json!("lo")).await;
+    app.report("t", json!({ "status": "completed", "result": "Hello" })).await.ok();
+    app.report("t", json!({ "internal_status": "afterwards" })).await.ok();
+    assert_eq!(
+        events.rest().await,
+        ["task_updated executing", "chunk \"Hel\"", "chunk \"lo\"", "task_finished completed"]
+    );
+}
+
+async fn a_task_that_has_ended_says_so_and_closes() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    app.request("POST", "/v1/tasks/t/stop", None).await.ok();
+    assert_eq!(Events::of_task(&app, "t").await.rest().await, ["task_finished stopped"]);
+    assert_eq!(app.get("/agent-execution/unknown/events").await.status, StatusCode::NOT_FOUND);
+}
+
+/// Another instance of the service on the same database.
+fn another_instance(app: &TestApp) -> axum::Router {
+    let url = DatabaseUrl::parse(&cluster::url_of(&app.database)).expect("a URL");
+    harness::router(Store::new(&url, 2), Clock::system())
+}
+
+async fn another_instance_s_writes_are_heard() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let mut events = Events::of_task_at(&app, &another_instance(&app), "t").await;
+    assert_eq!(events.next().await.expect("an event")["type"], "task_created");
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    app.invoke("a", json!({ "id": "t", "input": { "text": "next" } })).await.ok();
+    app.report("t", json!({ "status": "failed" })).await.ok();
+    assert_eq!(
+        events.rest().await,
+        ["task_updated executing", "task_created pending", "task_finished failed"]
+    );
+}
+
+async fn nothing_is_written_where_nobody_watches() {
+    let app = TestApp::start().await;
+    let written = async || {
+        let mut connection = cluster::connect(&app.database).await;
+        let count = "SELECT count(*) FROM task_events";
+        sqlx::query_scalar::<_, i64>(count).fetch_one(&mut connection).await.expect("a count")
+    };
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    assert_eq!(written().await, 0);
+    let mut events = Events::of_task(&app, "t").await;
+    events.next().await.expect("an event");
+    app.report("t", json!({ "status": "paused" })).await.ok();
+    assert_eq!(written().await, 1);
+    events.next().await.expect("an event");
+    drop(events);
+    // The end of a watch is told without being waited for.
+    let mut connection = cluster::connect(&app.database).await;
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while sqlx::query_scalar::<_, i64>(locks).fetch_one(&mut connection).await.expect("a count") > 0 {}
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    assert_eq!(written().await, 1);
+}
+
+async fn two_hundred_streams_see_their_own_events_in_order() {
+    const STREAMS: usize = 200;
+    let app = TestApp::start().await;
+    let ids: Vec<_> = (0..STREAMS).map(|n| format!("task-{n}")).collect();
+    for id in &ids {
+        app.invoke("a", json!({ "id": id, "input": {} })).await.ok();
+    }
+    let streams = join_all(ids.iter().map(|id| Events::of_task(&app, id))).await;
+    let follow = join_all(streams.into_iter().map(async |mut events| {
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await {
+            let data = &event["data"];
+            assert_eq!(event["task_id"], data["id"]);
+            seen.push((event["task_id"].to_string(), data["internal_status"].clone()));
+        }
+        seen
+    }));
+    // Five updates each: a thousand, from several writers at once.
+    let update = async {
+        for round in 1..=5 {
+            let status = if round == 5 { "completed" } else { "executing" };
+            let body = json!({ "status": status, "internal_status": round.to_string() });
+            for some in ids.chunks(8) {
+                for answer in join_all(some.iter().map(|id| app.report(id, body.clone()))).await {
+                    answer.ok();
+                }
+            }
+        }
+    };
+    let (seen, ()) = futures_util::future::join(follow, update).await;
+    let mut by_task = BTreeMap::new();
+    for (n, events) in seen.into_iter().enumerate() {
+        let rounds: Vec<_> = events.iter().map(|(_, round)| round.clone()).collect();
+        assert_eq!(
+            rounds,
+            [Value::Null, json!("1"), json!("2"), json!("3"), json!("4"), json!("5")],
+            "stream {n}"
+        );
+        by_task.insert(events[0].0.clone(), n);
+    }
+    assert_eq!(by_task.len(), STREAMS);
+}
+
+async fn a_lost_listener_catches_up() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let mut events = Events::of_task_at(&app, &another_instance(&app), "t").await;
+    events.next().await.expect("an event");
+    // The listening connection is ended; so are idle ones, which are replaced as they are needed.
+    cluster::execute(
+        "postgres",
+        &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND query LIKE '%advisory_lock_shared%'", app.database),
+    )
+    .await;
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    assert_eq!(events.next().await.expect("an event")["data"]["status"], "executing");
+    app.report("t", json!({ "status": "completed" })).await.ok();
+    assert_eq!(events.rest().await, ["task_finished completed"]);
+}
+
+async fn what_runners_push_is_in_the_activity_log() {
+    let app = TestApp::start().await;
+    let user = json!({ "id": "u1", "email": "u1@example.com" });
+    app.invoke("a", json!({ "id": "t", "input": { "text": "one", "user": user } })).await.ok();
+    push(&app, "t", "tool_call_request", json!({ "tool_name": "search", "payload": { "q": 1 } })).await;
+    let state = json!([{ "type": "task_finished", "data": { "status": "completed" } }]);
+    let ignored = app.request("POST", "/agent-execution/t/events/push", Some(state)).await.ok();
+    assert_eq!(ignored, json!({ "accepted": 0 }), "only reports change a task's state");
+    app.report("t", json!({ "status": "completed", "result": "first" })).await.ok();
+    app.invoke("a", json!({ "id": "t", "input": { "text": "two" } })).await.ok();
+    push(&app, "t", "think", json!("hm")).await;
+    let log = app.get("/activity/a/t").await.ok();
+    assert_eq!((&log["id"], &log["user"]["email"]), (&json!("t"), &json!("u1@example.com")));
+    let messages = log["messages"].as_array().expect("messages");
+    let shown: Vec<_> =
+        messages.iter().map(|entry| (entry["role"].as_str(), entry["type"].as_str())).collect();
+    assert_eq!(
+        shown,
+        [
+            (Some("user"), None),
+            (None, Some("tool_call_request")),
+            (Some("agent"), None),
+            (Some("user"), None),
+            (None, Some("think")),
+        ]
+    );
+    assert_eq!(messages[1]["tool_name"], "search");
+    assert_eq!(messages[2]["content"], json!({ "text": "first", "files": [] }));
+    for bad in [json!({}), json!([{}]), json!([{ "type": 5 }]), json!([{ "type": "x", "data": "\0" }])] {
+        let answer = app.request("POST", "/agent-execution/t/events/push", Some(bad)).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
+    assert_eq!(app.get("/activity/a/unknown").await.status, StatusCode::NOT_FOUND);
+}
