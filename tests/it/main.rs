@@ -14,6 +14,7 @@ mod fastapi;
 mod harness;
 mod list;
 mod migrations;
+mod model;
 mod openapi;
 mod plans;
 mod process;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         fastapi::tests(),
         list::tests(),
         migrations::tests(),
+        model::tests(),
         openapi::tests(),
         plans::tests(),
         readme::tests(),
