@@ -515,6 +515,61 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         read_free_object(self.present(name)?, self.loc_of(name), self.faults)
     }
 
+    /// An object that may be absent or null and is kept as it came, once `check` has found no fault in its known fields.
+    pub(crate) fn checked_object(
+        &mut self,
+        name: &'static str,
+        check: impl FnOnce(&mut ObjectReader<'a, '_>),
+    ) -> Option<Map<String, Value>> {
+        let fields = self.free_object(name)?;
+        let faults_before = self.faults.len();
+        if let Some(mut object) = self.object(name) {
+            check(&mut object);
+        }
+        (self.faults.len() == faults_before).then_some(fields)
+    }
+
+    /// Every field is a whole number or null.
+    pub(crate) fn all_integers(&mut self) {
+        for (name, value) in self.fields {
+            if !value.is_null() && value.as_i64().is_none() {
+                let mut loc = self.loc.clone();
+                loc.push(Step::Name(Cow::Owned(name.clone())));
+                self.faults.push(Fault::new(
+                    "int_type",
+                    loc,
+                    "Input should be a valid integer",
+                    value.clone(),
+                ));
+            }
+        }
+    }
+
+    /// A truth value, and nothing that could pass for one, that may be absent or null.
+    pub(crate) fn exact_flag(&mut self, name: &'static str) {
+        if let Some(value) = self.present(name)
+            && !value.is_boolean()
+        {
+            let fault =
+                Fault::new("bool_type", self.loc_of(name), "Input should be a valid boolean", value.clone());
+            self.faults.push(fault);
+        }
+    }
+
+    /// A list of objects that may be absent or null; `check` looks at each.
+    pub(crate) fn each_object(&mut self, name: &'static str, check: impl Fn(&mut ObjectReader<'a, '_>)) {
+        let Some(Err(items)) = self.list(name, ()) else { return };
+        for (at, item) in items.iter().enumerate() {
+            let loc = self.loc_in(name, at);
+            if self.faults.len() >= MAX_FAULTS {
+                return;
+            }
+            if let Some(mut object) = ObjectReader::of(item, loc, self.faults) {
+                check(&mut object);
+            }
+        }
+    }
+
     /// A free object that is checked, and then forgotten.
     pub(crate) fn ignored_object(&mut self, name: &'static str) {
         if let Some(value) = self.present(name)

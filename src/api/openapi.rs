@@ -40,6 +40,15 @@ pub(super) fn in_fastapi_dialect(document: &OpenApi) -> Value {
         for (path, operations) in paths.iter_mut() {
             for operation in operations.as_object_mut().into_iter().flat_map(Map::values_mut) {
                 rewrite_operation(operation);
+                // The contract's own routes document no more than it does.
+                if !path.starts_with("/v1/") && path.contains('{') {
+                    operation["responses"]["404"] = json!({
+                        "description": "The organisation has no such task",
+                        "content": {
+                            "application/json": { "schema": { "$ref": "#/components/schemas/ErrorDetail" } }
+                        }
+                    });
+                }
                 if path.starts_with("/{organization_id}") {
                     name_organization(operation);
                 }

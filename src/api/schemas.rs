@@ -295,7 +295,7 @@ pub(crate) struct TaskReportRequest {
     /// What was asked
     input: Option<String>,
     /// The language model's answer; the result, where there is no `result`
-    llm_response: Option<Object>,
+    llm_response: Option<serde_json::Value>,
     /// Language model tokens that it used
     tokens: Option<Tokens>,
     /// Whether it succeeded: `completed`, or else `error`
@@ -338,7 +338,7 @@ pub(crate) struct TaskUpdateEvent {
     /// What: `chunk`, `tool_call_request`, `tool_call_result`, `think`, `analyze`, `sub_agent_trigger`, …
     r#type: String,
     /// The event's own data
-    data: Option<Object>,
+    data: Option<serde_json::Value>,
 }
 
 /// A question that waits for a person

@@ -230,7 +230,7 @@ fn read_external(agent: Id, JsonBody(body): JsonBody) -> Result<(Invocation, Rep
         Value::String(text) => text.clone(),
         other => other.to_string(),
     });
-    let tokens = body.free_object("tokens");
+    let tokens = tasks::read_tokens(&mut body, "tokens");
     let is_success = body.flag_or("is_success", true);
     let result = body.text("result");
     let duration = body.number("duration");
@@ -266,7 +266,7 @@ fn read_external(agent: Id, JsonBody(body): JsonBody) -> Result<(Invocation, Rep
     operation_id = "Get_Events_agent_execution__task_id__events_get",
     tags = ["Agent Execution"],
     params(("task_id" = String, Path)),
-    responses((status = 200, description = "Successful Response")),
+    responses((status = 200, description = "Successful Response", body = String, content_type = "text/event-stream")),
     security(("APIKeyHeader" = []))
 )]
 pub(crate) async fn get_events(
@@ -444,7 +444,7 @@ fn read_metrics(JsonBody(body): JsonBody) -> Result<(TaskId, Report), Vec<Fault>
     let id = body.required_parsed_text("execution_id", TaskId::parse);
     let internal_status = body.parsed_text("internal_status", Label::parse);
     let duration = body.number("duration").filter(|duration| *duration != 0.0);
-    let tokens = body.object("llm_tokens").and_then(|mut tokens| tokens.free_object("worker"));
+    let tokens = body.object("llm_tokens").and_then(|mut tokens| tasks::read_tokens(&mut tokens, "worker"));
     match id {
         Some(id) if faults.is_empty() => Ok((
             id,

@@ -4,7 +4,7 @@
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Api;
 use super::auth::{Reader, Writer};
@@ -245,6 +245,12 @@ pub(crate) async fn report(
     Ok(Json(task.ok_or(ApiError::TaskNotFound)?.into()))
 }
 
+/// Reads counts of tokens: official clients refuse a task whose counts are no whole numbers.
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the method itself has one lifetime too few")]
+pub(crate) fn read_tokens(body: &mut ObjectReader<'_, '_>, name: &'static str) -> Option<Map<String, Value>> {
+    body.checked_object(name, |tokens| tokens.all_integers())
+}
+
 /// Reads a report. Official clients send whole tasks, so unknown keys and those that the service owns are ignored,
 /// and null means "as it is".
 pub(crate) fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<Fault>> {
@@ -261,13 +267,27 @@ pub(crate) fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<Fault>
         title: body.text("title"),
         payload_extension: body.free_object("tool_call_payload_extension").or(payload_extension),
         reported: Reported {
-            tokens: body.free_object("tokens"),
+            tokens: read_tokens(&mut body, "tokens"),
             // What a whole task has where nobody has said anything.
             duration: body.number("duration").filter(|duration| *duration != 0.0),
             used_tools: body.texts_or_null("used_tools").filter(|tools| !tools.is_empty()),
-            hitl_request: body.free_object("hitl_request"),
-            pending_eca_request: body.free_object("pending_eca_request"),
-            deep_planning: body.free_object("deep_planning"),
+            hitl_request: body.checked_object("hitl_request", |request| {
+                request.required_text("wait_node_id");
+            }),
+            pending_eca_request: body.checked_object("pending_eca_request", |request| {
+                request.required_text("connector_name");
+                request.required_text("auth_url");
+            }),
+            deep_planning: body.checked_object("deep_planning", |plan| {
+                for flag in ["enabled", "enforce", "started", "question_raised"] {
+                    plan.exact_flag(flag);
+                }
+                plan.each_object("tasks", |task| {
+                    task.required_text("id");
+                    task.required_text("title");
+                    task.exact_flag("completed");
+                });
+            }),
         },
     };
     if faults.is_empty() { Ok(report) } else { Err(faults) }

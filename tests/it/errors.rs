@@ -238,6 +238,27 @@ async fn all_faults_of_a_report_at_once() {
     let kinds: Vec<_> = detail.as_array().expect("faults").iter().map(|fault| &fault["type"]).collect();
     assert_eq!(kinds, ["enum", "string_type", "string_too_long", "string_type"]);
     assert_eq!(app.get("/v1/tasks/t").await.ok(), before);
+    // What would come back with the task must be what official clients can read.
+    for (body, loc) in [
+        (json!({ "tokens": { "total_tokens": 2.5 } }), json!(["body", "tokens", "total_tokens"])),
+        (json!({ "hitl_request": { "wait_node_id": 5 } }), json!(["body", "hitl_request", "wait_node_id"])),
+        (
+            json!({ "pending_eca_request": { "connector_name": "c" } }),
+            json!(["body", "pending_eca_request", "auth_url"]),
+        ),
+        (json!({ "deep_planning": { "enabled": "x" } }), json!(["body", "deep_planning", "enabled"])),
+        (json!({ "deep_planning": { "tasks": [null] } }), json!(["body", "deep_planning", "tasks", 0])),
+    ] {
+        let answer = app.report("t", body).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(answer.json()["detail"][0]["loc"], loc);
+    }
+    let plan = json!({ "enabled": true, "tasks": [{ "id": "1", "title": "one", "completed": false }] });
+    let asked = json!({ "status": "paused", "deep_planning": plan, "hitl_request": { "wait_node_id": "n" } });
+    let paused = app.report("t", asked).await.ok();
+    assert_eq!((&paused["deep_planning"], &paused["hitl_request"]["wait_node_id"]), (&plan, &json!("n")));
+    let resumed = app.report("t", json!({ "status": "executing" })).await.ok();
+    assert_eq!(resumed["hitl_request"], Value::Null, "who goes on waits for nothing");
     for body in [json!([]), json!(null), json!("x")] {
         assert_eq!(app.report("t", body).await.json()["detail"][0]["type"], "model_attributes_type");
     }

@@ -21,6 +21,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("post_agent_id_nul_byte", "what can't be stored is refused"),
     ("post_agent_id_300_characters", "ids have at most 255 characters"),
     ("object_user_tokens", "secrets are not sent back"),
+    ("all_fields_wrong", "the same: among them is a text for `user_tokens`"),
     ("text_escapes", "the text has a NUL, which can't be stored"),
     ("object_of_everything", "a key is a NUL, which can't be stored"),
     ("lenient_NaN", "JSON has no NaN: it could not be sent back"),
