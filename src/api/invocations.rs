@@ -11,9 +11,11 @@ use super::Api;
 use super::auth::Writer;
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::faults::{Fault, ObjectReader, QueryReader};
+use super::faults::Fault;
 use super::models::AgentExecution;
+use super::object::ObjectReader;
 use super::path::Id;
+use super::query::QueryReader;
 use super::schemas;
 use super::stream::{self, EventStream};
 use crate::domain::{

@@ -12,10 +12,12 @@ use super::Api;
 use super::auth::{Reader, Writer};
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::faults::{Fault, ObjectReader, QueryReader};
+use super::faults::Fault;
 use super::invocations::ReadInvocation;
 use super::models::{AgentExecution, TasksListItem, Timestamp, UserOutput};
+use super::object::ObjectReader;
 use super::path::Id;
+use super::query::QueryReader;
 use super::stream::{self, EventStream};
 use super::{schemas, tasks};
 use crate::domain::{

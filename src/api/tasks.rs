@@ -10,9 +10,11 @@ use super::Api;
 use super::auth::{Reader, Writer};
 use super::body::JsonBody;
 use super::error::ApiError;
-use super::faults::{Fault, Integer, ObjectReader, QueryReader};
+use super::faults::Fault;
 use super::models::{AgentExecution, PaginatedTasks};
+use super::object::ObjectReader;
 use super::path::Id;
+use super::query::{Integer, QueryReader};
 use super::schemas;
 use crate::domain::{
     AgentId, Label, OrganizationId, PageRequest, Report, Reported, Status, Task, TaskFilter, TaskId,
