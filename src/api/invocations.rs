@@ -231,7 +231,7 @@ impl ReadInvocation {
         let answer = |task: Task| {
             serde_json::to_string(&AgentExecution::from(task)).expect("a task can be written as JSON")
         };
-        let Recorded { id, answer, .. } =
+        let Recorded { id, answer } =
             api.store.record_invocation_once(organization, invocation, idempotency, now, answer).await?;
         Ok(Outcome::Answered { id, answer })
     }
@@ -313,7 +313,7 @@ fn read_body(
 
 fn read_input(mut input: ObjectReader<'_, '_>) -> (Input, Option<UserId>) {
     let text = if input.is_null("text") { None } else { Some(input.text("text").unwrap_or_default()) };
-    let files = input.texts("files", Vec::new());
+    let files = input.texts("files");
     let (user, user_id) = input.object("user").map(read_user).unzip();
     let attachments = input.free_objects("attachments").unwrap_or_default();
     let principal = input.free_object("principal");

@@ -126,26 +126,14 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         parse(text).map_err(|error| self.faults.push(Fault::text(loc, error, value.clone()))).ok()
     }
 
-    /// A list of texts that may be absent (`default`) or null.
-    pub(crate) fn texts(&mut self, name: &'static str, default: Vec<String>) -> Option<Vec<String>> {
-        let items = self.list(name, default)?;
-        Some(match items {
-            Ok(default) => default,
-            Err(items) => items
-                .iter()
-                .enumerate()
-                .map_while(|(at, item)| {
-                    let is_worth_it = self.faults.len() < MAX_FAULTS;
-                    is_worth_it.then(|| read_text(item, self.loc_in(name, at), self.faults))
-                })
-                .flatten()
-                .collect(),
-        })
+    /// A list of texts that may be absent (none) or null.
+    pub(crate) fn texts(&mut self, name: &'static str) -> Option<Vec<String>> {
+        self.read_items(name, read_text)
     }
 
     /// A list of texts that may be absent or null, which is the same.
     pub(crate) fn texts_or_null(&mut self, name: &'static str) -> Option<Vec<String>> {
-        self.present(name).and_then(|_| self.texts(name, Vec::new()))
+        self.present(name).and_then(|_| self.texts(name))
     }
 
     /// A number that may be absent or null.
@@ -179,19 +167,23 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
 
     /// A list of free objects that may be absent (none) or null.
     pub(crate) fn free_objects(&mut self, name: &'static str) -> Option<Vec<Map<String, Value>>> {
-        let items = self.list(name, Vec::new())?;
-        Some(match items {
-            Ok(default) => default,
-            Err(items) => items
-                .iter()
-                .enumerate()
-                .map_while(|(at, item)| {
-                    let is_worth_it = self.faults.len() < MAX_FAULTS;
-                    is_worth_it.then(|| read_free_object(item, self.loc_in(name, at), self.faults))
-                })
-                .flatten()
-                .collect(),
-        })
+        self.read_items(name, read_free_object)
+    }
+
+    /// The items of a list as `read` reads each, as far as it is worth it; `None` where the list is null or none.
+    fn read_items<T>(
+        &mut self,
+        name: &'static str,
+        read: impl Fn(&Value, Vec<Step>, &mut Vec<Fault>) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let mut found = Vec::new();
+        for (at, item) in self.list(name)?.iter().enumerate() {
+            if self.faults.len() >= MAX_FAULTS {
+                break;
+            }
+            found.extend(read(item, self.loc_in(name, at), self.faults));
+        }
+        Some(found)
     }
 
     /// A free object that may be absent or null: any keys, any values.
@@ -242,7 +234,7 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
 
     /// A list of objects that may be absent or null; `check` looks at each.
     pub(crate) fn each_object(&mut self, name: &'static str, check: impl Fn(&mut ObjectReader<'a, '_>)) {
-        let Some(Err(items)) = self.list(name, ()) else { return };
+        let Some(items) = self.list(name) else { return };
         for (at, item) in items.iter().enumerate() {
             let loc = self.loc_in(name, at);
             if self.faults.len() >= MAX_FAULTS {
@@ -310,12 +302,12 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         word
     }
 
-    /// The items of a list, or the default where it is absent; `None` where it is null or no list.
-    fn list<T>(&mut self, name: &'static str, default: T) -> Option<Result<T, &'a [Value]>> {
+    /// The items of a list, none where it is absent; `None` where it is null or no list.
+    fn list(&mut self, name: &'static str) -> Option<&'a [Value]> {
         match self.fields.get(name) {
-            None => Some(Ok(default)),
+            None => Some(&[]),
             Some(Value::Null) => None,
-            Some(Value::Array(items)) => Some(Err(items)),
+            Some(Value::Array(items)) => Some(items),
             Some(other) => {
                 self.faults.push(Fault::not_a_list(self.loc_of(name), other.clone()));
                 None

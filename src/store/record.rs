@@ -28,8 +28,6 @@ pub struct Recorded {
     pub id: TaskId,
     /// The answer that it had the first time.
     pub answer: String,
-    /// Whether that was this time.
-    pub is_new: bool,
 }
 
 impl Store {
@@ -86,7 +84,7 @@ impl Store {
         .await?;
         let outcome = match before {
             Some(before) if before.request == request => {
-                Ok(Recorded { id: before.id, answer: before.answer, is_new: false })
+                Ok(Recorded { id: before.id, answer: before.answer })
             }
             Some(_) => Err(StoreError::OtherRequest),
             None => match upsert_task(&mut transaction, organization, invocation, now).await? {
@@ -111,7 +109,7 @@ impl Store {
                     )
                     .execute(&mut *transaction)
                     .await?;
-                    Ok(Recorded { id, answer, is_new: true })
+                    Ok(Recorded { id, answer })
                 }
             },
         };
