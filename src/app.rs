@@ -93,6 +93,7 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         store: store.clone(),
         clock,
         invoke_timeout: config.invoke_timeout,
+        reader_patience: api::READER_PATIENCE,
         stopping: stopping.clone(),
     };
     let mut serving = tokio::spawn(accept(listener, router(api), stopping.clone()));

@@ -41,6 +41,7 @@ use crate::domain::Clock;
 use crate::store::Store;
 
 pub(crate) use error::Failure;
+pub(crate) use stream::READER_PATIENCE;
 
 use error::ApiError;
 
@@ -59,6 +60,8 @@ pub struct Api {
     pub clock: Clock,
     /// How long a synchronous invocation waits for its outcome.
     pub invoke_timeout: Duration,
+    /// How long a reader of events may leave sixteen of them waiting before it is dropped.
+    pub reader_patience: Duration,
     /// Cancelled when the service stops: what waits or streams then ends.
     pub stopping: CancellationToken,
 }

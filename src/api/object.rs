@@ -221,9 +221,9 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
         }
     }
 
-    /// A truth value, and nothing that could pass for one, that may be absent or null.
+    /// A truth value, and nothing that could pass for one, not null either; it may be absent.
     pub(crate) fn exact_flag(&mut self, name: &'static str) {
-        if let Some(value) = self.present(name)
+        if let Some(value) = self.fields.get(name)
             && !value.is_boolean()
         {
             let fault =

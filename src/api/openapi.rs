@@ -38,16 +38,15 @@ pub(super) fn in_fastapi_dialect(document: &OpenApi) -> Value {
     rewrite_references(&mut document);
     if let Some(paths) = document.pointer_mut("/paths").and_then(Value::as_object_mut) {
         for (path, operations) in paths.iter_mut() {
-            for operation in operations.as_object_mut().into_iter().flat_map(Map::values_mut) {
+            for (method, operation) in operations.as_object_mut().into_iter().flatten() {
                 rewrite_operation(operation);
-                // The contract's own routes document no more than it does.
-                if !path.starts_with("/v1/") && path.contains('{') {
-                    operation["responses"]["404"] = json!({
-                        "description": "The organisation has no such task",
-                        "content": {
-                            "application/json": { "schema": { "$ref": "#/components/schemas/ErrorDetail" } }
-                        }
-                    });
+                // The contract's own document is kept to the letter, and it has none.
+                if path != FOUNDING_PATH {
+                    add_errors(path, method, operation);
+                }
+                // The contract documents JSON here, and sends events; so both are said.
+                if path.ends_with("/invoke/stream") {
+                    operation["responses"]["200"]["content"]["text/event-stream"] = json!({ "schema": {} });
                 }
                 if path.starts_with("/{organization_id}") {
                     name_organization(operation);
@@ -59,6 +58,31 @@ pub(super) fn in_fastapi_dialect(document: &OpenApi) -> Value {
         rewrite_components(schemas);
     }
     document
+}
+
+/// The route whose documentation the public contract gives in full.
+const FOUNDING_PATH: &str = "/v1/agents/{agent_id}/tasks";
+
+/// Documents the errors that every route has in common: of the key, of the body, of an unknown task.
+fn add_errors(path: &str, method: &str, operation: &mut Value) {
+    let takes_key = operation.get("security").is_some();
+    let names_task = path.starts_with("/v1/tasks/") || (!path.starts_with("/v1/") && path.contains('{'));
+    let errors = [
+        ("400", operation.get("requestBody").is_some(), "The body is no JSON"),
+        ("401", takes_key, "The API key is missing, or not valid"),
+        ("403", takes_key && method != "get", "The API key may only read"),
+        ("404", names_task, "The organisation has no such task"),
+    ];
+    for (status, applies, description) in errors {
+        if applies {
+            operation["responses"][status] = json!({
+                "description": description,
+                "content": {
+                    "application/json": { "schema": { "$ref": "#/components/schemas/ErrorDetail" } }
+                }
+            });
+        }
+    }
 }
 
 /// `AgentExecutionStatus_Input` is `AgentExecutionStatus-Input` in the contract; a hyphen can't be said in Rust.

@@ -120,6 +120,9 @@ pub(crate) struct ListTasksQuery {
     #[param(format = DateTime)]
     to_date: Option<String>,
     /// Only tasks with one of these execution statuses, separated by commas; an addition to the contract
+    #[param(
+        pattern = "^(pending|executing|paused|error|failed|completed|stopped)(,(pending|executing|paused|error|failed|completed|stopped))*$"
+    )]
     status_in: Option<String>,
 }
 
@@ -314,6 +317,7 @@ pub(crate) struct TaskReportRequest {
 #[derive(ToSchema)]
 pub(crate) struct ExecutionMetricsReport {
     /// The task
+    #[schema(min_length = 1, max_length = 255)]
     execution_id: String,
     /// How long its latest turn took, in seconds
     duration: Option<f64>,
@@ -358,13 +362,13 @@ pub(crate) struct PendingECARequest {
 #[derive(ToSchema)]
 pub(crate) struct DeepPlanning {
     #[schema(default = false)]
-    enabled: Option<bool>,
+    enabled: bool,
     #[schema(default = false)]
-    enforce: Option<bool>,
+    enforce: bool,
     #[schema(default = false)]
-    started: Option<bool>,
+    started: bool,
     #[schema(default = false)]
-    question_raised: Option<bool>,
+    question_raised: bool,
     #[schema(default = json!([]))]
     tasks: Option<Vec<DeepPlanningItem>>,
 }
@@ -374,6 +378,7 @@ pub(crate) struct DeepPlanning {
 pub(crate) struct DeepPlanningItem {
     id: String,
     title: String,
+    #[schema(default = false)]
     completed: bool,
 }
 
@@ -383,6 +388,8 @@ pub(crate) struct Tokens {
     completion_tokens: Option<i64>,
     prompt_tokens: Option<i64>,
     total_tokens: Option<i64>,
+    #[serde(flatten)]
+    others: std::collections::BTreeMap<String, Option<i64>>,
 }
 
 /// What every error but a 422 says

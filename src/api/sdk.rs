@@ -268,7 +268,7 @@ fn read_external(agent: Id, JsonBody(body): JsonBody) -> Result<(Invocation, Rep
     operation_id = "Get_Events_agent_execution__task_id__events_get",
     tags = ["Agent Execution"],
     params(("task_id" = String, Path)),
-    responses((status = 200, description = "Successful Response", body = String, content_type = "text/event-stream")),
+    responses((status = 200, description = "Successful Response", body = serde_json::Value, content_type = "text/event-stream")),
     security(("APIKeyHeader" = []))
 )]
 pub(crate) async fn get_events(

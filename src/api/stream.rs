@@ -22,8 +22,8 @@ pub(crate) type EventStream = Sse<KeepAliveStream<ReceiverStream<Result<SseEvent
 /// How many events wait for a reader that is slower than they come.
 const MAX_WAITING: usize = 16;
 
-/// How long a reader may leave all of them waiting before it is dropped.
-const READER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a reader may leave all of them waiting before it is dropped, unless a test has less time.
+pub(crate) const READER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often a silent stream shows that it is alive, so that proxies keep it open.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -187,7 +187,7 @@ impl Producer {
         };
         let text = serde_json::to_string(&envelope).expect("an event can be written as JSON");
         let event = Ok(SseEvent::default().data(text));
-        self.sender.send_timeout(event, READER_PATIENCE).await.map_err(|_| End::ReaderGone)?;
+        self.sender.send_timeout(event, self.api.reader_patience).await.map_err(|_| End::ReaderGone)?;
         if kind.as_str() == EventKind::FINISHED { Err(End::Finished) } else { Ok(()) }
     }
 }

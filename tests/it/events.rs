@@ -21,6 +21,7 @@ tests![
     nothing_is_written_where_nobody_watches,
     two_hundred_streams_see_their_own_events_in_order,
     a_lost_listener_catches_up,
+    a_reader_that_does_not_read_is_dropped,
     what_runners_push_is_in_the_activity_log,
 ];
 
@@ -85,28 +86,47 @@ async fn push(app: &TestApp, id: &str, kind: &str, data: Value) {
     assert_eq!(answer.ok(), json!({ "accepted": 1 }));
 }
 
+/// The contract's example: each event in its envelope, in the documented order, for a new thread and for a follow-up.
 async fn an_invocation_is_followed_to_its_end() {
     let app = TestApp::start().await;
-    let request = Request::post("/v1/agents/a/invoke/stream")
-        .header("x-api-key", &app.key)
-        .header("content-type", "application/json")
-        .body(Body::from(r#"{"id":"t","input":{"text":"hello"}}"#));
-    let mut events = Events::open(&app.router, request.expect("a request")).await;
-    let created = events.next().await.expect("an event");
-    assert_eq!(created["type"], "task_created");
-    assert_eq!(created["task_id"], "t");
-    assert_eq!(created["organization_id"], app.organization.to_string());
-    assert_eq!(created["time"], "2026-03-23T00:45:22Z");
-    assert_eq!(created["data"], app.get("/v1/tasks/t").await.ok(), "the snapshot is the task");
-    app.report("t", json!({ "status": "executing" })).await.ok();
-    push(&app, "t", "chunk", json!("Hel")).await;
-    push(&app, "t", "chunk", json!("lo")).await;
-    app.report("t", json!({ "status": "completed", "result": "Hello" })).await.ok();
-    app.report("t", json!({ "internal_status": "afterwards" })).await.ok();
-    assert_eq!(
-        events.rest().await,
-        ["task_updated executing", "chunk \"Hel\"", "chunk \"lo\"", "task_finished completed"]
-    );
+    for text in ["hello", "and again"] {
+        let body = json!({ "id": "t", "input": { "text": text } }).to_string();
+        let request = Request::post("/v1/agents/a/invoke/stream")
+            .header("x-api-key", &app.key)
+            .header("content-type", "application/json")
+            .body(Body::from(body));
+        let mut events = Events::open(&app.router, request.expect("a request")).await;
+        let task = app.get("/v1/tasks/t").await.ok();
+        let envelope = |kind: &str, data: &Value| {
+            json!({
+                "type": kind,
+                "task_id": "t",
+                "organization_id": app.organization.to_string(),
+                "time": "2026-03-23T00:45:22Z",
+                "data": data
+            })
+        };
+        assert_eq!(task["input"]["text"], text);
+        assert_eq!(events.next().await, Some(envelope("task_created", &task)));
+        let executing = app.report("t", json!({ "status": "executing" })).await.ok();
+        assert_eq!(events.next().await, Some(envelope("task_updated", &executing)));
+        let call = json!({ "tool_name": "search", "payload": { "q": 1 } });
+        for (kind, data) in [
+            ("think", &json!("hm")),
+            ("analyze", &json!({ "thought": "so" })),
+            ("tool_call_request", &call),
+            ("tool_call_result", &json!({ "tool_name": "search", "result": [1] })),
+            ("chunk", &json!("Hel")),
+            ("chunk", &json!("lo")),
+        ] {
+            push(&app, "t", kind, data.clone()).await;
+            assert_eq!(events.next().await, Some(envelope(kind, data)));
+        }
+        let finished = app.report("t", json!({ "status": "completed", "result": "Hello" })).await.ok();
+        app.report("t", json!({ "internal_status": "afterwards" })).await.ok();
+        assert_eq!(events.next().await, Some(envelope("task_finished", &finished)));
+        assert_eq!(events.next().await, None);
+    }
 }
 
 async fn a_task_that_has_ended_says_so_and_closes() {
@@ -153,13 +173,34 @@ async fn nothing_is_written_where_nobody_watches() {
     assert_eq!(written().await, 1);
     events.next().await.expect("an event");
     drop(events);
-    // The end of a watch is told without being waited for.
+    nobody_watches(&app).await;
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    assert_eq!(written().await, 1);
+}
+
+/// Waits until all watches have ended, which is told without being waited for.
+async fn nobody_watches(app: &TestApp) {
     let mut connection = cluster::connect(&app.database).await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     while sqlx::query_scalar::<_, i64>(locks).fetch_one(&mut connection).await.expect("a count") > 0 {}
-    app.report("t", json!({ "status": "executing" })).await.ok();
-    assert_eq!(written().await, 1);
+}
+
+/// What waits for a reader is bounded: it gets what was waiting, and then an end that is none of the task's.
+async fn a_reader_that_does_not_read_is_dropped() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let mut events = Events::of_task(&app, "t").await;
+    for n in 0..40 {
+        push(&app, "t", "chunk", json!(n.to_string())).await;
+    }
+    nobody_watches(&app).await;
+    app.report("t", json!({ "status": "completed" })).await.ok();
+    let seen = events.rest().await;
+    let chunks: Vec<_> = (0..seen.len() - 1).map(|n| format!("chunk \"{n}\"")).collect();
+    assert_eq!(seen[0], "task_created pending");
+    assert_eq!(seen[1..], chunks, "in order");
+    assert!((16..40).contains(&seen.len()), "{} events were kept", seen.len());
 }
 
 async fn two_hundred_streams_see_their_own_events_in_order() {

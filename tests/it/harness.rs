@@ -149,10 +149,16 @@ impl TestApp {
     }
 }
 
-/// The service as a router, with little patience for agents.
+/// The service as a router, with little patience for agents and readers.
 pub fn router(store: Store, clock: Clock) -> Router {
-    let invoke_timeout = Duration::from_millis(300);
-    app::router(Api { store, clock, invoke_timeout, stopping: CancellationToken::new() })
+    let patience = Duration::from_millis(300);
+    app::router(Api {
+        store,
+        clock,
+        invoke_timeout: patience,
+        reader_patience: patience,
+        stopping: CancellationToken::new(),
+    })
 }
 
 async fn organization_of(store: &Store, key: &str, now: DateTime<Utc>) -> OrganizationId {

@@ -52,17 +52,37 @@ async fn the_contract_holds_to_the_letter() {
 const SIBLINGS: &str = include_str!("contract/tasks.openapi.json");
 
 /// What this service's document has otherwise than that one. `+` is an addition; the pages of 2026 have most of them, the
-/// official SDK the others.
+/// official SDK the others; that document leaves out errors.
 const DIFFERENCES: &str = "
     + /v1/tasks get parameters from_date
     + /v1/tasks get parameters to_date
     + /v1/tasks get parameters status_in
+    + /v1/tasks get responses 401
+    + /v1/tasks/{task_id} get responses 401
+    + /v1/tasks/{task_id} get responses 404
+    + /v1/tasks/{task_id} delete responses 401
+    + /v1/tasks/{task_id} delete responses 403
+    + /v1/tasks/{task_id} delete responses 404
+    + /v1/tasks/{task_id}/thread get responses 401
+    + /v1/tasks/{task_id}/thread get responses 404
+    + /v1/tasks/{task_id}/thread/full get responses 401
+    + /v1/tasks/{task_id}/thread/full get responses 404
+    + /v1/agents/{agent_id}/invoke post responses 400
+    + /v1/agents/{agent_id}/invoke post responses 401
+    + /v1/agents/{agent_id}/invoke post responses 403
+    + /v1/agents/{agent_id}/invoke/async post responses 400
+    + /v1/agents/{agent_id}/invoke/async post responses 401
+    + /v1/agents/{agent_id}/invoke/async post responses 403
+    + /v1/agents/{agent_id}/invoke/stream post responses 400
+    + /v1/agents/{agent_id}/invoke/stream post responses 401
+    + /v1/agents/{agent_id}/invoke/stream post responses 403
     + /v1/agents/{agent_id}/invoke post parameters version
     + /v1/agents/{agent_id}/invoke post responses 409
     + /v1/agents/{agent_id}/invoke/async post parameters version
     + /v1/agents/{agent_id}/invoke/async post responses 409
     + /v1/agents/{agent_id}/invoke/stream post parameters version
     + /v1/agents/{agent_id}/invoke/stream post responses 409
+    + /v1/agents/{agent_id}/invoke/stream post responses 200 content text/event-stream
     + AgentExecution properties instructions_override
     + AgentExecution properties test_run_node_id
     + AgentExecution properties voice_id
