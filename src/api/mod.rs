@@ -6,6 +6,7 @@ mod error;
 mod faults;
 mod health;
 mod invocations;
+mod links;
 mod models;
 mod object;
 mod openapi;

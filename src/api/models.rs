@@ -63,7 +63,7 @@ pub(crate) struct PaginatedTasks {
 
 impl PaginatedTasks {
     /// `number` is the page's number as the client wrote it, which may be larger than any that is stored.
-    pub(crate) fn new(page: TaskPage, request: PageRequest, number: Number) -> Self {
+    pub(crate) fn new(page: TaskPage, request: &PageRequest, number: Number) -> Self {
         Self {
             items: page.items.into_iter().map(TasksListItem::from).collect(),
             total: page.total,

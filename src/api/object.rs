@@ -208,7 +208,9 @@ impl<'a, 'f> ObjectReader<'a, 'f> {
     /// Every field is a whole number or null.
     pub(crate) fn all_integers(&mut self) {
         for (name, value) in self.fields {
-            if !value.is_null() && value.as_i64().is_none() {
+            // As pydantic and JSON schema have it, 3.0 is a whole number, and it may be of any size.
+            let is_whole = value.as_f64().is_some_and(|number| number.is_finite() && number.fract() == 0.0);
+            if !value.is_null() && !is_whole {
                 let mut loc = self.loc.clone();
                 loc.push(Step::Name(Cow::Owned(name.clone())));
                 self.faults.push(Fault::new(

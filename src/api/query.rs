@@ -50,6 +50,11 @@ impl<'f> QueryReader<'f> {
         value.filter(|value| !(self.lenient && value.is_empty()))
     }
 
+    /// Notes a fault that its reader found.
+    pub(crate) fn fault(&mut self, fault: Fault) {
+        self.faults.push(fault);
+    }
+
     /// A word of an enumeration.
     pub(crate) fn one_of<T: Word>(&mut self, name: &'static str) -> Option<T> {
         let text = self.text(name)?;

@@ -56,7 +56,7 @@ pub(crate) async fn list_agent_history(
     let mut query = QueryReader::lenient(query.as_deref(), &mut faults);
     let page = tasks::read_page(&mut query, LIST_SIZE);
     let filter = tasks::read_filter(&mut query, Some(agent.0));
-    let (page, _) = tasks::fetch_page(&api, caller.organization(), filter, &page, faults).await?;
+    let (page, _) = tasks::fetch_page(&api, caller.organization(), filter, page, faults).await?;
     Ok(Json(page.items.into_iter().map(TasksListItem::from).collect()))
 }
 
@@ -88,7 +88,7 @@ pub(crate) async fn list_user_history(
         let agrees = filter.user_id.as_ref().is_none_or(|other| *other == user);
         agrees.then_some(TaskFilter { user_id: Some(user), ..filter })
     });
-    let (page, _) = tasks::fetch_page(&api, caller.organization(), filter, &page, faults).await?;
+    let (page, _) = tasks::fetch_page(&api, caller.organization(), filter, page, faults).await?;
     Ok(Json(page.items.into_iter().map(TasksListItem::from).collect()))
 }
 

@@ -2,8 +2,8 @@
 //! SDK's routes is here too.
 
 use axum::Json;
-use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
 use serde_json::{Map, Value};
 
 use super::Api;
@@ -11,14 +11,15 @@ use super::auth::{Reader, Writer};
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::faults::Fault;
+use super::links;
 use super::models::{AgentExecution, PaginatedTasks};
 use super::object::ObjectReader;
 use super::path::Id;
 use super::query::{Integer, QueryReader};
 use super::schemas;
 use crate::domain::{
-    AgentId, Label, OrganizationId, PageRequest, Report, Reported, Status, Task, TaskFilter, TaskId,
-    TaskPage, UserId,
+    AgentId, Label, OrganizationId, PageRequest, Position, Report, Reported, Status, Task, TaskFilter,
+    TaskId, TaskPage, UserId,
 };
 
 /// Most tasks on a page, and how many there are unless said otherwise, on REST v1.
@@ -42,18 +43,21 @@ pub(crate) async fn list_agent_tasks(
     caller: Reader,
     State(api): State<Api>,
     agent: Id,
-    RawQuery(query): RawQuery,
-) -> Result<Json<PaginatedTasks>, ApiError> {
+    uri: Uri,
+) -> Result<(HeaderMap, Json<PaginatedTasks>), ApiError> {
     let mut faults = Vec::new();
-    let mut query = QueryReader::new(query.as_deref(), &mut faults);
+    let mut query = QueryReader::new(uri.query(), &mut faults);
     let page = read_page(&mut query, PAGE_SIZE);
     let filter = read_filter(&mut query, Some(agent.0));
-    list(&api, caller.organization(), filter, page, faults).await
+    let page = page.at(links::read_position(&mut query));
+    list(&api, caller.organization(), &uri, filter, page, faults).await
 }
 
 /// List tasks
 ///
-/// The organisation's tasks, of all agents, newest first, with the exact number of tasks that match.
+/// The organisation's tasks, of all agents, newest first, with the exact number of tasks that match. The `Link` header
+/// leads to the first, previous, next and last page; whoever follows `next` meets each task once, also while others are
+/// being recorded.
 #[utoipa::path(
     get,
     path = "/v1/tasks",
@@ -66,20 +70,21 @@ pub(crate) async fn list_agent_tasks(
 pub(crate) async fn list_tasks(
     caller: Reader,
     State(api): State<Api>,
-    RawQuery(query): RawQuery,
-) -> Result<Json<PaginatedTasks>, ApiError> {
+    uri: Uri,
+) -> Result<(HeaderMap, Json<PaginatedTasks>), ApiError> {
     let mut faults = Vec::new();
-    let mut query = QueryReader::new(query.as_deref(), &mut faults);
+    let mut query = QueryReader::new(uri.query(), &mut faults);
     let page = read_page(&mut query, PAGE_SIZE);
     let agent = query.text("agent_id");
     let filter = read_filter(&mut query, agent);
     let created_from = query.datetime("from_date");
     let created_to = query.datetime("to_date");
     let status_in = query.any_of("status_in");
+    let page = page.at(links::read_position(&mut query));
     let filter = filter
         .map(|filter| TaskFilter { created_from, created_to, ..filter })
         .and_then(|filter| narrow(filter, status_in));
-    list(&api, caller.organization(), filter, page, faults).await
+    list(&api, caller.organization(), &uri, filter, page, faults).await
 }
 
 /// Both the one status and one of the others; `None` where that leaves none.
@@ -95,6 +100,12 @@ fn narrow(mut filter: TaskFilter, status_in: Option<Vec<Status>>) -> Option<Task
 pub(crate) struct ReadPage {
     request: Option<PageRequest>,
     number: Integer,
+}
+
+impl ReadPage {
+    fn at(self, position: Position) -> Self {
+        Self { request: self.request.map(|request| request.at(position)), ..self }
+    }
 }
 
 /// Reads `page` and `per_page`, of which `sizes` are the largest value and the default.
@@ -132,12 +143,12 @@ pub(crate) async fn fetch_page(
     api: &Api,
     organization: OrganizationId,
     filter: Option<TaskFilter>,
-    page: &ReadPage,
+    page: ReadPage,
     faults: Vec<Fault>,
 ) -> Result<(TaskPage, PageRequest), ApiError> {
     let Some(request) = page.request.filter(|_| faults.is_empty()) else { return Err(faults.into()) };
     let tasks = match filter {
-        Some(filter) => api.store.list_tasks(organization, &filter, request).await?,
+        Some(filter) => api.store.list_tasks(organization, &filter, &request).await?,
         None => TaskPage::empty(),
     };
     Ok((tasks, request))
@@ -146,12 +157,15 @@ pub(crate) async fn fetch_page(
 async fn list(
     api: &Api,
     organization: OrganizationId,
+    uri: &Uri,
     filter: Option<TaskFilter>,
     page: ReadPage,
     faults: Vec<Fault>,
-) -> Result<Json<PaginatedTasks>, ApiError> {
-    let (tasks, request) = fetch_page(api, organization, filter, &page, faults).await?;
-    Ok(Json(PaginatedTasks::new(tasks, request, page.number.exact)))
+) -> Result<(HeaderMap, Json<PaginatedTasks>), ApiError> {
+    let number = page.number.exact.clone();
+    let (tasks, request) = fetch_page(api, organization, filter, page, faults).await?;
+    let links = links::headers(uri, &request, &tasks);
+    Ok((links, Json(PaginatedTasks::new(tasks, &request, number))))
 }
 
 /// Get a task

@@ -10,7 +10,7 @@ const MAX_CHARS: usize = 255;
 
 /// Longest id or label, in bytes of UTF-8. Three of them share an index entry, which PostgreSQL limits to 2,704
 /// bytes; 255 characters of any script but the rarest fit.
-const MAX_BYTES: usize = 800;
+const MAX_BYTES: usize = 430;
 
 /// Why a text can't be an id or a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,8 +21,8 @@ pub enum TextError {
     /// It has more than 255 characters.
     #[error("must have at most 255 characters")]
     TooManyCharacters,
-    /// It has at most 255 characters, but more than 800 bytes of UTF-8.
-    #[error("must have at most 800 bytes in UTF-8")]
+    /// It has at most 255 characters, but more than 430 bytes of UTF-8.
+    #[error("must have at most 430 bytes in UTF-8")]
     TooManyBytes,
     /// It contains U+0000, which PostgreSQL can't store in text.
     #[error("must not contain NUL (U+0000)")]

@@ -14,7 +14,7 @@ pub use clock::Clock;
 pub use event::{Event, EventKind, NewEvent};
 pub use filter::TaskFilter;
 pub use ids::{AgentId, Label, OrganizationId, TaskId, TextError, UserId};
-pub use page::{PageRequest, TaskPage};
+pub use page::{Cursor, PageRequest, Position, TaskPage};
 pub use task::{Progress, Report, Status, Task, TaskSummary};
 pub use thread::{Message, Role, Thread};
 pub use turn::{Input, Invocation, OutputFormat, ReasoningEffort, Reported, Request, ThinkMode, Turn, User};

@@ -5,13 +5,14 @@ use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
+use super::counts::Counted;
 use super::{Store, StoreError};
 use crate::domain::{
-    AgentId, Label, OrganizationId, PageRequest, Progress, Status, Task, TaskFilter, TaskId, TaskPage,
-    TaskSummary, Turn, UserId,
+    AgentId, Cursor, Label, OrganizationId, PageRequest, Position, Progress, Status, Task, TaskFilter,
+    TaskId, TaskPage, TaskSummary, Turn, UserId,
 };
 
-type Sql = QueryBuilder<Postgres>;
+pub(super) type Sql = QueryBuilder<Postgres>;
 
 /// Selects whole tasks into [`TaskRow`]s. `t` is the row of `tasks` and `l` that of its latest turn, however the
 /// two clauses that are given (what comes before SELECT, and FROM to the end) find or make them.
@@ -157,7 +158,7 @@ impl Store {
         &self,
         organization: OrganizationId,
         filter: &TaskFilter,
-        page: PageRequest,
+        page: &PageRequest,
     ) -> Result<TaskPage, StoreError> {
         let mut connection = self.pool.get().await?;
         let rows = list_statement("", organization, filter, page).build().fetch_all(&mut *connection).await?;
@@ -168,7 +169,7 @@ impl Store {
             .iter()
             .filter_map(|row| read_summary(organization, row).transpose())
             .collect::<Result<_, sqlx::Error>>()?;
-        Ok(TaskPage { items, total })
+        Ok(TaskPage::new(items, total, page))
     }
 
     /// How the server would run the statement behind [`Store::list_tasks`]: `EXPLAIN (FORMAT JSON)`.
@@ -176,7 +177,7 @@ impl Store {
         &self,
         organization: OrganizationId,
         filter: &TaskFilter,
-        page: PageRequest,
+        page: &PageRequest,
     ) -> Result<serde_json::Value, StoreError> {
         let mut connection = self.pool.get().await?;
         let mut statement = list_statement("EXPLAIN (FORMAT JSON) ", organization, filter, page);
@@ -207,31 +208,82 @@ pub(super) async fn fetch_task(
     .transpose()
 }
 
+/// How many tasks may come before a page whose way is not worth looking up.
+const SHALLOW: i64 = 100;
+
 /// Page and total in one statement, so that both are of one snapshot.
 fn list_statement(
     start: &'static str,
     organization: OrganizationId,
     filter: &TaskFilter,
-    page: PageRequest,
+    page: &PageRequest,
 ) -> Sql {
     let mut sql = Sql::new(start);
-    sql.push("SELECT (SELECT count(*) FROM tasks");
-    push_filter(&mut sql, organization, filter);
+    let counted = Counted::by(filter);
+    let offset = page.offset();
+    let way = counted.as_ref().filter(|counted| {
+        matches!(page.position(), Position::Number) && offset > SHALLOW && counted.leads_to_pages()
+    });
+    if let Some(way) = way {
+        way.push_way(&mut sql, organization, offset);
+    }
+    sql.push("SELECT ");
+    if let Some(counted) = &counted {
+        counted.push_total(&mut sql, organization);
+    } else {
+        sql.push("(SELECT count(*) FROM tasks");
+        push_filter(&mut sql, organization, filter);
+        sql.push(")");
+    }
     sql.push(
-        ") AS total, page.* FROM (SELECT) AS always LEFT JOIN (\
-         SELECT id, agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status, source, \
-         title, result, created_at, updated_at FROM tasks",
+        " AS total, page.* FROM (SELECT) AS always LEFT JOIN (\
+         SELECT t.id, agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status, source, \
+         title, result, created_at, updated_at FROM ",
     );
+    // What is skipped shall not be fetched from the table, so the ids alone are looked for first, in an index. A page
+    // that skips little is had at once.
+    let ids_first = matches!(page.position(), Position::Number) && offset > SHALLOW;
+    if ids_first {
+        sql.push("(SELECT id FROM tasks");
+    } else {
+        sql.push("tasks AS t");
+    }
     push_filter(&mut sql, organization, filter);
-    sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(page.limit());
-    sql.push(" OFFSET ").push_bind(page.offset());
+    match page.position() {
+        Position::Number => {
+            if way.is_some() {
+                sql.push(" AND created_at < (SELECT until FROM hour)");
+            }
+            sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(page.limit());
+            sql.push(" OFFSET ").push_bind(offset);
+            if way.is_some() {
+                sql.push(" - (SELECT before FROM hour)");
+            }
+        }
+        // A row comparison, not its OR expansion: only this form is an index condition. One task more than asked for
+        // tells whether there are more.
+        Position::After(Cursor { created_at, id }) => {
+            sql.push(" AND (created_at, id) < (").push_bind(*created_at);
+            sql.push(", ").push_bind(id.clone());
+            sql.push(") ORDER BY created_at DESC, id DESC LIMIT ").push_bind(page.limit() + 1);
+        }
+        Position::Before(Cursor { created_at, id }) => {
+            sql.push(" AND (created_at, id) > (").push_bind(*created_at);
+            sql.push(", ").push_bind(id.clone());
+            sql.push(") ORDER BY created_at, id LIMIT ").push_bind(page.limit() + 1);
+        }
+    }
+    if ids_first {
+        sql.push(") AS found JOIN tasks AS t ON t.organization_id = ").push_bind(organization);
+        sql.push(" AND t.id = found.id");
+    }
     sql.push(") AS page ON true ORDER BY page.created_at DESC, page.id DESC");
     sql
 }
 
 /// The WHERE clause that the page and the count share. Only what is set is pushed: a condition that allows for an
 /// unset filter (`$1 IS NULL OR …`) could use no index under a generic plan.
-fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter) {
+pub(super) fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter) {
     // No `..`: a new field of `TaskFilter` does not compile until it is pushed here.
     let TaskFilter {
         agent_id,

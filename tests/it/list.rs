@@ -5,14 +5,14 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use task_history::domain::{
-    AgentId, Input, Invocation, Label, OrganizationId, PageRequest, Report, Request, Status, TaskFilter,
-    TaskId, TaskSummary, UserId, Word,
+    AgentId, Input, Invocation, Label, OrganizationId, PageRequest, Position, Report, Request, Status,
+    TaskFilter, TaskId, TaskSummary, UserId, Word,
 };
 
 use task_history::store::{DatabaseUrl, Store};
 
 use crate::cluster;
-use crate::harness::{TestApp, tests};
+use crate::harness::{Answer, TestApp, tests};
 
 tests![
     items_have_the_contracts_keys_in_its_order,
@@ -24,6 +24,8 @@ tests![
     timestamps_are_written_as_pydantic_writes_them,
     another_organization_sees_nothing,
     every_page_of_every_filter_agrees_with_the_rule,
+    links_lead_through_a_list_that_changes,
+    links_keep_the_filter,
 ];
 
 async fn items_have_the_contracts_keys_in_its_order() {
@@ -192,6 +194,72 @@ const TASKS: usize = 240;
 
 /// Walks every page of many filters and compares with `TaskFilter::matches`: rows with equal times, missing values,
 /// several agents and two organisations.
+/// The address that a page's `Link` header gives for a relation.
+fn link(answer: &Answer, relation: &str) -> Option<String> {
+    let links = answer.headers["link"].to_str().expect("text").to_owned();
+    let link = links.split(", ").find(|link| link.ends_with(&format!("; rel=\"{relation}\"")))?;
+    Some(link.split_once('>').expect("a reference").0.trim_start_matches('<').to_owned())
+}
+
+/// A walk by `next` meets each task that was there at its start once, whatever is recorded and deleted meanwhile.
+async fn links_lead_through_a_list_that_changes() {
+    let app = TestApp::start().await;
+    for n in 0..25 {
+        app.advance(1.0);
+        app.invoke("a", json!({ "id": format!("old-{n:02}"), "input": {} })).await.ok();
+    }
+    let mut seen = Vec::new();
+    let mut address = Some("/v1/agents/a/tasks?per_page=4".to_owned());
+    let mut pages = 0;
+    while let Some(next) = address {
+        let answer = app.get(&next).await;
+        let page = answer.ok();
+        pages += 1;
+        assert!(pages < 20, "the walk ends");
+        assert_eq!((&page["page"], &page["total"]), (&json!(pages), &json!(25 + pages - 1)));
+        seen.extend(page["items"].as_array().expect("items").iter().map(|item| item["id"].clone()));
+        address = link(&answer, "next");
+        // One more at the front, which moves all page numbers on.
+        app.advance(1.0);
+        app.invoke("a", json!({ "id": format!("new-{pages}"), "input": {} })).await.ok();
+        if pages == 3 {
+            // The task that the cursor is of.
+            let id = seen.last().and_then(Value::as_str).expect("an id").to_owned();
+            app.request("DELETE", &format!("/v1/tasks/{id}"), None).await;
+            app.invoke("a", json!({ "id": "another", "input": {} })).await.ok();
+        }
+    }
+    let expected: Vec<_> = (0..25).rev().map(|n| format!("old-{n:02}")).collect();
+    assert_eq!(seen, expected);
+}
+
+async fn links_keep_the_filter() {
+    let app = TestApp::start().await;
+    for n in 0..5 {
+        app.invoke("a%20b%3E", json!({ "id": n.to_string(), "input": {} })).await.ok();
+    }
+    let answer = app.get("/v1/agents/a%20b%3E/tasks?status=pending&per_page=2&page=2").await;
+    assert_eq!(answer.ok()["items"][0]["id"], "2");
+    let list = "/v1/agents/a%20b%3E/tasks?status=pending&per_page=2";
+    assert_eq!(link(&answer, "first"), Some(format!("{list}&page=1")));
+    assert_eq!(link(&answer, "last"), Some(format!("{list}&page=3")));
+    let next = app.get(&link(&answer, "next").expect("a next page")).await;
+    assert_eq!(next.ok()["items"][0]["id"], "0");
+    assert_eq!(next.ok()["page"], 3);
+    assert_eq!(link(&next, "next"), None);
+    let previous = app.get(&link(&answer, "prev").expect("a previous page")).await;
+    assert_eq!(previous.ok()["items"][1]["id"], "3");
+    assert_eq!(link(&previous, "prev"), None);
+    let empty = app.get("/v1/tasks?agent_id=unknown").await;
+    assert_eq!((link(&empty, "next"), link(&empty, "prev")), (None, None));
+    assert_eq!(link(&empty, "last"), Some("/v1/tasks?agent_id=unknown&page=1".to_owned()));
+    for cursor in ["x", "", "PjEy", "Pjk5OTk5OTk5OTk5OTk5OTk5OTk5IGE"] {
+        let answer = app.get(&format!("{list}&cursor={cursor}")).await;
+        assert_eq!(answer.status, 422, "{cursor}");
+        assert_eq!(answer.json()["detail"][0]["loc"], json!(["query", "cursor"]));
+    }
+}
+
 async fn every_page_of_every_filter_agrees_with_the_rule() {
     let app = TestApp::start().await;
     let (_, other) = app.other_organization().await;
@@ -223,7 +291,7 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
         let mut seen = Vec::new();
         for number in 1.. {
             let request = PageRequest::new(number, per_page).expect("in range");
-            let page = store.list_tasks(app.organization, &filter, request).await.expect("a page");
+            let page = store.list_tasks(app.organization, &filter, &request).await.expect("a page");
             assert_eq!(page.total, i64::try_from(expected.len()).expect("few"), "{filter:?}");
             let is_last = number >= u64::try_from(request.pages_for(page.total)).expect("positive");
             assert!(is_last || page.items.len() == usize::from(per_page), "{filter:?}");
@@ -234,8 +302,37 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
             }
         }
         assert_eq!(seen, expected, "{filter:?}, {per_page} a page");
+        let (forth, back) = walk_by_cursors(&store, app.organization, &filter, expected.len()).await;
+        assert_eq!(forth, expected, "{filter:?}, by cursors");
+        assert_eq!(back, expected, "{filter:?}, by cursors and back");
     }
     assert!(walked > 100, "only {walked} filters matched anything");
+}
+
+/// All tasks by the cursors of the pages: to the end, and back to the beginning.
+async fn walk_by_cursors(
+    store: &Store,
+    organization: OrganizationId,
+    filter: &TaskFilter,
+    count: usize,
+) -> (Vec<TaskSummary>, Vec<TaskSummary>) {
+    let first = PageRequest::new(1, 30).expect("in range");
+    let read = async |position| {
+        let request = first.clone().at(position);
+        store.list_tasks(organization, filter, &request).await.expect("a page")
+    };
+    let mut page = read(Position::Number).await;
+    let mut forth = page.items.clone();
+    while let Some(next) = page.next.filter(|_| forth.len() <= count) {
+        page = read(Position::After(next)).await;
+        forth.extend(page.items.iter().cloned());
+    }
+    let mut back = page.items;
+    while let Some(previous) = page.previous.filter(|_| back.len() <= count) {
+        page = read(Position::Before(previous)).await;
+        back.splice(0..0, page.items);
+    }
+    (forth, back)
 }
 
 async fn record_random_task(

@@ -1,0 +1,77 @@
+//! The `Link` header of a list: how to go on from a page (RFC 8288). The body has no room for it, since it is the contract's.
+//!
+//! `next` and `prev` carry a cursor, so whoever follows them meets each task once while others are being recorded;
+//! `first` and `last` carry a page number. The parameter `cursor` is this service's own, its text opaque.
+
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use chrono::DateTime;
+
+use super::faults::Fault;
+use super::query::QueryReader;
+use crate::domain::{Cursor, PageRequest, Position, TaskId, TaskPage};
+
+/// The parameter that says where a page begins.
+const CURSOR: &str = "cursor";
+
+/// Reads where a page begins: where its number says, unless there is a cursor.
+pub(crate) fn read_position(query: &mut QueryReader<'_>) -> Position {
+    let Some(text) = query.text(CURSOR) else { return Position::Number };
+    parse(&text).unwrap_or_else(|| {
+        let loc = vec!["query".into(), CURSOR.into()];
+        let msg = "Value error, must be taken from a Link header as it is";
+        query.fault(Fault::new("value_error", loc, msg, text.into()));
+        Position::Number
+    })
+}
+
+fn parse(text: &str) -> Option<Position> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let (direction, rest) = text.split_at_checked(1)?;
+    let (micros, id) = rest.split_once(' ')?;
+    let created_at = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
+    let cursor = Cursor { created_at, id: TaskId::parse(id).ok()? };
+    match direction {
+        ">" => Some(Position::After(cursor)),
+        "<" => Some(Position::Before(cursor)),
+        _ => None,
+    }
+}
+
+fn write(direction: char, cursor: &Cursor) -> String {
+    let text = format!("{direction}{} {}", cursor.created_at.timestamp_micros(), cursor.id);
+    BASE64_URL_SAFE_NO_PAD.encode(text)
+}
+
+/// The header of a page of the list at `uri`.
+pub(crate) fn headers(uri: &Uri, request: &PageRequest, page: &TaskPage) -> HeaderMap {
+    let number = request.number();
+    let mut links = vec![link(uri, "first", 1, None)];
+    if let Some(previous) = &page.previous {
+        links.push(link(uri, "prev", number.saturating_sub(1).max(1), Some(write('<', previous))));
+    }
+    if let Some(next) = &page.next {
+        links.push(link(uri, "next", number.saturating_add(1), Some(write('>', next))));
+    }
+    let last = u64::try_from(request.pages_for(page.total)).unwrap_or(1).max(1);
+    links.push(link(uri, "last", last, None));
+    // Everything in it is percent-encoded, so it is a header's text.
+    let value = HeaderValue::from_str(&links.join(", ")).expect("a URI has visible ASCII characters only");
+    HeaderMap::from_iter([(header::LINK, value)])
+}
+
+/// One link: the same address, but for the page.
+fn link(uri: &Uri, relation: &str, page: u64, cursor: Option<String>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    let others = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    query.extend_pairs(others.filter(|(name, _)| name != "page" && name != CURSOR));
+    query.append_pair("page", &page.to_string());
+    if let Some(cursor) = cursor {
+        query.append_pair(CURSOR, &cursor);
+    }
+    // The path without what could end the reference; axum leaves it as the client sent it.
+    let path = uri.path().replace('>', "%3E");
+    format!("<{path}?{}>; rel=\"{relation}\"", query.finish())
+}
