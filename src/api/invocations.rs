@@ -221,7 +221,7 @@ impl ReadInvocation {
     }
 
     /// Records it, once if it has an idempotency key.
-    async fn record(&self, api: &Api, organization: OrganizationId) -> Result<Outcome, ApiError> {
+    async fn record(self, api: &Api, organization: OrganizationId) -> Result<Outcome, ApiError> {
         let Self { invocation, idempotency } = self;
         let now = api.clock.now();
         let Some(idempotency) = idempotency else {
@@ -232,7 +232,7 @@ impl ReadInvocation {
             serde_json::to_string(&AgentExecution::from(task)).expect("a task can be written as JSON")
         };
         let Recorded { id, answer } =
-            api.store.record_invocation_once(organization, invocation, idempotency, now, answer).await?;
+            api.store.record_invocation_once(organization, invocation, &idempotency, now, answer).await?;
         Ok(Outcome::Answered { id, answer })
     }
 }

@@ -137,7 +137,7 @@ pub(crate) async fn create_task(
 ) -> Result<Json<AgentExecution>, ApiError> {
     let version = headers.get("x-agent-version").and_then(|version| version.to_str().ok()).map(str::to_owned);
     let read = ReadInvocation::read(agent, version, SOURCE, &headers, &body)?;
-    let task = api.store.record_invocation(caller.organization(), &read.invocation, api.clock.now()).await?;
+    let task = api.store.record_invocation(caller.organization(), read.invocation, api.clock.now()).await?;
     Ok(Json(task.into()))
 }
 
@@ -211,8 +211,9 @@ pub(crate) async fn report_task(
     let (invocation, report) = read_external(agent, body)?;
     let organization = caller.organization();
     let now = api.clock.now();
-    api.store.record_invocation(organization, &invocation, now).await?;
-    tasks::report(&api, organization, &invocation.id, report).await
+    let id = invocation.id.clone();
+    api.store.record_invocation(organization, invocation, now).await?;
+    tasks::report(&api, organization, &id, report).await
 }
 
 fn read_external(agent: Id, JsonBody(body): JsonBody) -> Result<(Invocation, Report), Vec<Fault>> {

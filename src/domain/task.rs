@@ -126,6 +126,26 @@ pub struct Report {
     pub reported: Reported,
 }
 
+impl Report {
+    /// How many bytes its texts and its JSON have, about.
+    pub fn size(&self) -> usize {
+        let text = |text: Option<&str>| text.map_or(0, str::len);
+        let json = |json: Option<&serde_json::Map<_, _>>| {
+            json.map_or(0, |json| serde_json::to_string(json).map_or(0, |text| text.len()))
+        };
+        let Reported { tokens, duration: _, used_tools, hitl_request, pending_eca_request, deep_planning } =
+            &self.reported;
+        text(self.result.as_deref())
+            + text(self.title.as_deref())
+            + text(self.last_executed_node_id.as_deref())
+            + used_tools.iter().flatten().map(String::len).sum::<usize>()
+            + [&self.payload_extension, tokens, hitl_request, pending_eca_request, deep_planning]
+                .into_iter()
+                .map(|object| json(object.as_ref()))
+                .sum::<usize>()
+    }
+}
+
 impl Progress {
     /// A turn that has just been recorded.
     pub const fn pending() -> Self {

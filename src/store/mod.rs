@@ -10,6 +10,7 @@ mod record;
 mod tasks;
 mod threads;
 mod watch;
+mod writer;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -26,7 +27,9 @@ pub use record::{Idempotency, Recorded};
 pub use watch::Watch;
 
 use pool::Pool;
+use record::{Changes, Turns};
 use watch::Hub;
+use writer::Writer;
 
 /// The migrations in `migrations/`, the same that `sqlx migrate run` applies.
 static MIGRATOR: Migrator = sqlx::migrate!();
@@ -45,6 +48,8 @@ const IDLE_IN_TRANSACTION_TIMEOUT: &str = "30s";
 pub struct Store {
     pool: Pool,
     hub: Hub,
+    turns: Writer<Turns>,
+    changes: Writer<Changes>,
 }
 
 /// Where a database is: a parsed `postgres://` URL. Printing it shows no password.
@@ -102,7 +107,13 @@ impl Store {
             // Waiting for a lock, a server does not notice by itself that its client has gone.
             ("client_connection_check_interval", "1s"),
         ]);
-        Self { hub: Hub::new(options.clone()), pool: Pool::new(options, connections) }
+        let pool = Pool::new(options.clone(), connections);
+        Self {
+            hub: Hub::new(options),
+            turns: Writer::new(Turns { pool: pool.clone() }),
+            changes: Writer::new(Changes { pool: pool.clone() }),
+            pool,
+        }
     }
 
     /// Asks the server for a sign of life.

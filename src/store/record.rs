@@ -1,15 +1,20 @@
 //! Writing: invocations, and what runners report about them.
 
+use std::collections::{HashMap, HashSet};
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection};
 
-use super::tasks::{TaskRow, fetch_task, select_task};
-use super::watch::{self, CHANNEL, LOCK_CLASS};
+use super::pool::Pool;
+use super::tasks::{TaskRow, select_task};
+use super::watch::{self, CHANNEL};
+use super::writer::Write;
 use super::{Store, StoreError};
 use crate::domain::{
-    AgentId, EventKind, Invocation, Label, NewEvent, OrganizationId, Report, Status, Task, TaskId, UserId,
+    AgentId, EventKind, Invocation, Label, NewEvent, OrganizationId, Progress, Report, Status, Task, TaskId,
+    UserId, Word,
 };
 
 /// An invocation that may be sent again.
@@ -30,6 +35,140 @@ pub struct Recorded {
     pub answer: String,
 }
 
+/// An invocation that waits to be recorded, taken apart where that costs time.
+pub(super) struct NewTurn {
+    invocation: Invocation,
+    input: String,
+    request: String,
+    now: DateTime<Utc>,
+}
+
+impl NewTurn {
+    fn new(invocation: Invocation, now: DateTime<Utc>) -> Self {
+        let (input, request) = (to_json(&invocation.input), to_json(&invocation.request));
+        Self { invocation, input, request, now }
+    }
+}
+
+/// Records invocations together.
+#[derive(Clone)]
+pub(super) struct Turns {
+    pub(super) pool: Pool,
+}
+
+impl Write for Turns {
+    type Item = NewTurn;
+    /// `None` where the task is another agent's.
+    type Outcome = Option<Task>;
+
+    fn task<'a>(&self, item: &'a NewTurn) -> &'a TaskId {
+        &item.invocation.id
+    }
+
+    fn size(&self, item: &NewTurn) -> usize {
+        item.input.len() + item.request.len()
+    }
+
+    async fn write(
+        &self,
+        organization: OrganizationId,
+        items: &[NewTurn],
+    ) -> Result<Vec<Option<Task>>, StoreError> {
+        let mut connection = self.pool.get().await?;
+        let tasks = upsert_tasks(&mut connection, organization, items).await?;
+        connection.done();
+        Ok(tasks)
+    }
+}
+
+/// A change of a task's latest turn that waits to be recorded.
+pub(super) struct Change {
+    task: TaskId,
+    what: What,
+    now: DateTime<Utc>,
+}
+
+enum What {
+    Report(Report),
+    Stop,
+}
+
+impl Change {
+    /// Changes the task; returns whether there is anything to write.
+    fn apply(&self, task: &mut Task) -> bool {
+        match &self.what {
+            What::Report(report) => {
+                task.apply(report.clone(), self.now);
+                true
+            }
+            What::Stop => task.stop(self.now),
+        }
+    }
+}
+
+/// Records changes together.
+#[derive(Clone)]
+pub(super) struct Changes {
+    pub(super) pool: Pool,
+}
+
+impl Write for Changes {
+    type Item = Change;
+    /// `None` where the organisation has no such task.
+    type Outcome = Option<Task>;
+
+    fn task<'a>(&self, item: &'a Change) -> &'a TaskId {
+        &item.task
+    }
+
+    fn size(&self, item: &Change) -> usize {
+        match &item.what {
+            What::Report(report) => report.size(),
+            What::Stop => 0,
+        }
+    }
+
+    async fn write(
+        &self,
+        organization: OrganizationId,
+        items: &[Change],
+    ) -> Result<Vec<Option<Task>>, StoreError> {
+        let mut connection = self.pool.get().await?;
+        let mut transaction = connection.begin().await?;
+        let ids: Vec<_> = items.iter().map(|item| item.task.clone()).collect();
+        let watched = lock_tasks(&mut transaction, organization, &ids).await?;
+        // Lock first, read after: a statement sees only turns that were committed before it began, and while the one
+        // above waited for the locks new turns may have been.
+        let mut tasks = fetch_tasks(&mut transaction, organization, &ids).await?;
+        let mut changed = Vec::with_capacity(tasks.len());
+        for item in items {
+            if let Some(task) = tasks.get_mut(&item.task)
+                && item.apply(task)
+            {
+                task.events += 1;
+                changed.push(&item.task);
+            }
+        }
+        let changed: Vec<_> = changed.into_iter().filter_map(|id| tasks.get(id)).collect();
+        update_tasks(&mut transaction, organization, &changed).await?;
+        for task in changed.into_iter().filter(|task| watched.contains(&task.summary.id)) {
+            let progress = &task.turn.progress;
+            let (kind, data) = (EventKind::Reported(progress.clone()), to_json(progress));
+            let event = NewEventRow {
+                number: task.events,
+                turn: task.turn.number,
+                kind: kind.as_str(),
+                data: &data,
+            };
+            insert_event(&mut transaction, organization, &task.summary.id, event, task.summary.updated_at)
+                .await?;
+        }
+        transaction.commit().await?;
+        connection.done();
+        Ok(items.iter().map(|item| tasks.remove(&item.task)).collect())
+    }
+}
+
 impl Store {
     /// Records an invocation: a new task, or the next turn of the one with its id. Committed when this returns.
     ///
@@ -38,12 +177,10 @@ impl Store {
     pub async fn record_invocation(
         &self,
         organization: OrganizationId,
-        invocation: &Invocation,
+        invocation: Invocation,
         now: DateTime<Utc>,
     ) -> Result<Task, StoreError> {
-        let mut connection = self.pool.get().await?;
-        let task = upsert_task(&mut connection, organization, invocation, now).await?;
-        connection.done();
+        let task = self.turns.write(organization, NewTurn::new(invocation, now)).await?;
         task.ok_or(StoreError::OtherAgent)
     }
 
@@ -52,12 +189,12 @@ impl Store {
     pub async fn record_invocation_once(
         &self,
         organization: OrganizationId,
-        invocation: &Invocation,
+        invocation: Invocation,
         idempotency: &Idempotency,
         now: DateTime<Utc>,
         answer: impl FnOnce(Task) -> String + Send,
     ) -> Result<Recorded, StoreError> {
-        let agent = &invocation.agent_id;
+        let agent = &invocation.agent_id.clone();
         let request: [u8; 32] = Sha256::digest(&idempotency.request).into();
         let mut connection = self.pool.get().await?;
         let mut transaction = connection.begin().await?;
@@ -87,7 +224,11 @@ impl Store {
                 Ok(Recorded { id: before.id, answer: before.answer })
             }
             Some(_) => Err(StoreError::OtherRequest),
-            None => match upsert_task(&mut transaction, organization, invocation, now).await? {
+            None => match upsert_tasks(&mut transaction, organization, &[NewTurn::new(invocation, now)])
+                .await?
+                .pop()
+                .flatten()
+            {
                 None => Err(StoreError::OtherAgent),
                 Some(task) => {
                     let id = task.summary.id.clone();
@@ -127,11 +268,7 @@ impl Store {
         report: Report,
         now: DateTime<Utc>,
     ) -> Result<Option<Task>, StoreError> {
-        self.change_task(organization, id, now, |task| {
-            task.apply(report, now);
-            true
-        })
-        .await
+        self.changes.write(organization, Change { task: id.clone(), what: What::Report(report), now }).await
     }
 
     /// Stops a task's latest turn on a person's behalf, unless it has ended, and returns the task as it is then;
@@ -142,51 +279,7 @@ impl Store {
         id: &TaskId,
         now: DateTime<Utc>,
     ) -> Result<Option<Task>, StoreError> {
-        self.change_task(organization, id, now, |task| task.stop(now)).await
-    }
-
-    /// Reads a task under the lock on its row, lets `change` change it, and writes it back if that says so.
-    async fn change_task(
-        &self,
-        organization: OrganizationId,
-        id: &TaskId,
-        now: DateTime<Utc>,
-        change: impl FnOnce(&mut Task) -> bool + Send,
-    ) -> Result<Option<Task>, StoreError> {
-        let mut connection = self.pool.get().await?;
-        let mut transaction = connection.begin().await?;
-        let Some(is_watched) = lock_task(&mut transaction, organization, id).await? else {
-            transaction.rollback().await?;
-            connection.done();
-            return Ok(None);
-        };
-        // Lock first, read after: a statement sees only turns that were committed before it began, and while the one
-        // above waited for the lock a new turn may have been.
-        let mut task = fetch_task(&mut transaction, organization, id).await?;
-        if let Some(task) = &mut task
-            && change(task)
-        {
-            task.events += 1;
-            update_task(&mut transaction, task).await?;
-            if is_watched {
-                let kind = EventKind::Reported(task.turn.progress.clone());
-                let data = to_json(&task.turn.progress);
-                insert_event(
-                    &mut transaction,
-                    organization,
-                    id,
-                    task.events,
-                    task.turn.number,
-                    kind.as_str(),
-                    &data,
-                    now,
-                )
-                .await?;
-            }
-        }
-        transaction.commit().await?;
-        connection.done();
-        Ok(task)
+        self.changes.write(organization, Change { task: id.clone(), what: What::Stop, now }).await
     }
 
     /// Records what a runner pushes while it works on a task's latest turn, in order. Returns whether the organisation
@@ -200,44 +293,68 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut connection = self.pool.get().await?;
         let mut transaction = connection.begin().await?;
-        let exists = lock_task(&mut transaction, organization, id).await?.is_some();
-        if exists {
-            for event in events {
-                let place = sqlx::query!(
-                    "UPDATE tasks SET events = events + 1 WHERE organization_id = $1 AND id = $2 RETURNING events, turns",
-                    organization as OrganizationId,
-                    id as &TaskId
-                )
-                .fetch_one(&mut *transaction)
-                .await?;
-                let (kind, data) = (event.kind.as_str(), event.data.to_string());
-                insert_event(&mut transaction, organization, id, place.events, place.turns, kind, &data, now)
-                    .await?;
+        let ids = std::slice::from_ref(id);
+        lock_tasks(&mut transaction, organization, ids).await?;
+        let last = sqlx::query!(
+            r#"
+            UPDATE tasks SET events = events + $3
+            WHERE organization_id = $1 AND id = $2
+            RETURNING events, turns
+            "#,
+            organization as OrganizationId,
+            id as &TaskId,
+            i64::try_from(events.len()).unwrap_or(i64::MAX)
+        )
+        .fetch_optional(&mut *transaction)
+        .await?;
+        if let Some(last) = &last {
+            for (number, event) in (1..=last.events).rev().zip(events.iter().rev()) {
+                let (kind, data) = (event.kind.as_str(), &event.data.to_string());
+                let event = NewEventRow { number, turn: last.turns, kind, data };
+                insert_event(&mut transaction, organization, id, event, now).await?;
             }
         }
         transaction.commit().await?;
         connection.done();
-        Ok(exists)
+        Ok(last.is_some())
     }
 }
 
-/// Creates a task, or adds a turn to it; `None`, and nothing is written, where it is another agent's.
-async fn upsert_task(
+/// Creates tasks, or adds turns to them, each of another task; `None`, and nothing is written, for one that is another
+/// agent's.
+async fn upsert_tasks(
     connection: &mut PgConnection,
     organization: OrganizationId,
-    invocation: &Invocation,
-    now: DateTime<Utc>,
-) -> Result<Option<Task>, StoreError> {
+    turns: &[NewTurn],
+) -> Result<Vec<Option<Task>>, StoreError> {
+    fn column<'a, T>(turns: &'a [NewTurn], value: impl Fn(&'a NewTurn) -> T) -> Vec<T> {
+        turns.iter().map(value).collect()
+    }
     // A task's row is locked by the upsert, so concurrent turns of one conversation queue up here and each gets a
-    // number of its own. A task of another agent fails the condition, and then nothing is written at all.
-    select_task!(
+    // number of its own; in the order of their ids, so that two statements that meet wait and don't deadlock. A task of
+    // another agent fails the condition, and then nothing is written at all.
+    let rows = select_task!(
         r#"
-        WITH t AS (
+        WITH new AS (
+            SELECT id COLLATE "C" AS id, agent_id, user_id, parent_task_id, triggering_agent_id, source, title,
+                   input, request, bucket, now
+            FROM unnest(
+                $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+                $10::text[], $11::int[], $12::timestamptz[]
+            ) AS new (
+                id, agent_id, user_id, parent_task_id, triggering_agent_id, source, title,
+                input, request, bucket, now
+            )
+        ),
+        t AS (
             INSERT INTO tasks AS task (
                 organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id,
                 status, internal_status, source, title, result, turns, events, created_at, updated_at
             )
-            VALUES ($1, $2, $3, $4, $5, $6, 'pending', NULL, $7, $8, NULL, 1, 1, $9, $9)
+            SELECT $1, id, agent_id, user_id, parent_task_id, triggering_agent_id,
+                   'pending', NULL, source, title, NULL, 1, 1, now, now
+            FROM new
+            ORDER BY id
             ON CONFLICT (organization_id, id) DO UPDATE
             SET user_id = COALESCE(task.user_id, EXCLUDED.user_id),
                 parent_task_id = COALESCE(task.parent_task_id, EXCLUDED.parent_task_id),
@@ -257,115 +374,179 @@ async fn upsert_task(
             INSERT INTO task_turns (
                 organization_id, task_id, turn, input, request, status, is_manually_stopped, created_at
             )
-            SELECT t.organization_id, t.id, t.turns, $10::text::json, $11::text::json, t.status, false, $9
+            SELECT t.organization_id, t.id, t.turns, new.input::json, new.request::json, t.status, false, new.now
             FROM t
+            JOIN new ON new.id = t.id
             RETURNING *
         ),
         announced AS (
             INSERT INTO task_events (organization_id, task_id, event, turn, type, data, created_at)
-            SELECT t.organization_id, t.id, t.events, t.turns, $12, '{}', $9
+            SELECT t.organization_id, t.id, t.events, t.turns, $13, '{}', new.now
             FROM t
-            WHERE NOT pg_try_advisory_xact_lock($13, $14)
-            RETURNING pg_notify($15, organization_id || ' ' || task_id)
+            JOIN new ON new.id = t.id
+            WHERE is_watched(new.bucket)
+            RETURNING pg_notify($14, organization_id || ' ' || task_id)
         )
         "#,
-        "FROM t, l",
+        "FROM t JOIN l ON l.task_id = t.id",
         organization as OrganizationId,
-        &invocation.id as &TaskId,
-        &invocation.agent_id as &AgentId,
-        invocation.user_id.as_ref() as Option<&UserId>,
-        invocation.parent_task_id.as_ref() as Option<&TaskId>,
-        invocation.triggering_agent_id.as_ref() as Option<&AgentId>,
-        &invocation.source as &Label,
-        invocation.title(),
-        now,
-        to_json(&invocation.input),
-        to_json(&invocation.request),
+        &column(turns, |turn| turn.invocation.id.as_str()) as &[&str],
+        &column(turns, |turn| turn.invocation.agent_id.as_str()) as &[&str],
+        &column(turns, |turn| turn.invocation.user_id.as_ref().map(UserId::as_str)) as &[Option<&str>],
+        &column(turns, |turn| turn.invocation.parent_task_id.as_ref().map(TaskId::as_str)) as &[Option<&str>],
+        &column(turns, |turn| turn.invocation.triggering_agent_id.as_ref().map(AgentId::as_str))
+            as &[Option<&str>],
+        &column(turns, |turn| turn.invocation.source.as_str()) as &[&str],
+        &column(turns, |turn| turn.invocation.title()) as &[Option<String>],
+        &column(turns, |turn| turn.input.as_str()) as &[&str],
+        &column(turns, |turn| turn.request.as_str()) as &[&str],
+        &column(turns, |turn| watch::bucket(organization, &turn.invocation.id)),
+        &column(turns, |turn| turn.now),
         EventKind::CREATED,
-        LOCK_CLASS,
-        watch::bucket(organization, &invocation.id),
         CHANNEL
     )
-    .fetch_optional(connection)
-    .await?
-    .map(TaskRow::into_task)
-    .transpose()
+    .fetch_all(connection)
+    .await?;
+    let mut tasks = by_id(rows)?;
+    Ok(turns.iter().map(|turn| tasks.remove(&turn.invocation.id)).collect())
 }
 
-/// Locks a task's row until the transaction ends, and says whether somebody watches the task; `None` where the
-/// organisation has no such task.
-async fn lock_task(
+fn by_id(rows: Vec<TaskRow>) -> Result<HashMap<TaskId, Task>, StoreError> {
+    rows.into_iter().map(|row| row.into_task().map(|task| (task.summary.id.clone(), task))).collect()
+}
+
+/// Locks tasks' rows until the transaction ends, in the order of their ids, so that two transactions that meet wait and
+/// don't deadlock; says which of them somebody watches.
+async fn lock_tasks(
     connection: &mut PgConnection,
     organization: OrganizationId,
-    id: &TaskId,
-) -> Result<Option<bool>, StoreError> {
-    let is_watched = sqlx::query_scalar!(
+    ids: &[TaskId],
+) -> Result<HashSet<TaskId>, StoreError> {
+    let locked = sqlx::query_scalar!(
         r#"
-        SELECT NOT pg_try_advisory_xact_lock($3, $4) AS "is_watched!"
+        SELECT id AS "id: TaskId"
         FROM tasks
-        WHERE organization_id = $1 AND id = $2
+        WHERE organization_id = $1 AND id = ANY($2)
+        ORDER BY id
         FOR UPDATE
         "#,
         organization as OrganizationId,
-        id as &TaskId,
-        LOCK_CLASS,
-        watch::bucket(organization, id)
+        ids as &[TaskId]
     )
-    .fetch_optional(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(is_watched)
+    let buckets: Vec<_> = locked.iter().map(|id| watch::bucket(organization, id)).collect();
+    let watched = sqlx::query_scalar!(
+        r#"SELECT is_watched(bucket) AS "is_watched!" FROM unnest($1::int[]) WITH ORDINALITY AS b (bucket, n) ORDER BY n"#,
+        &buckets
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(locked.into_iter().zip(watched).filter_map(|(id, is_watched)| is_watched.then_some(id)).collect())
 }
 
-/// Writes a task and its latest turn back. The caller holds the lock on its row.
-async fn update_task(connection: &mut PgConnection, task: &Task) -> Result<(), StoreError> {
-    let (summary, turn) = (&task.summary, &task.turn);
-    let progress = &turn.progress;
+async fn fetch_tasks(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    ids: &[TaskId],
+) -> Result<HashMap<TaskId, Task>, StoreError> {
+    let rows = select_task!(
+        "",
+        r#"
+        FROM tasks t
+        JOIN task_turns l ON l.organization_id = t.organization_id AND l.task_id = t.id AND l.turn = t.turns
+        WHERE t.organization_id = $1 AND t.id = ANY($2)
+        "#,
+        organization as OrganizationId,
+        ids as &[TaskId]
+    )
+    .fetch_all(connection)
+    .await?;
+    by_id(rows)
+}
+
+/// Writes tasks and their latest turns back. The caller holds the locks on their rows.
+async fn update_tasks(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    tasks: &[&Task],
+) -> Result<(), StoreError> {
+    fn column<'a, T>(tasks: &[&'a Task], value: impl Fn(&'a Task) -> T) -> Vec<T> {
+        tasks.iter().map(|task| value(task)).collect()
+    }
+    fn progress<'a, T>(tasks: &[&'a Task], value: impl Fn(&'a Progress) -> T) -> Vec<T> {
+        tasks.iter().map(|task| value(&task.turn.progress)).collect()
+    }
+    if tasks.is_empty() {
+        return Ok(());
+    }
     sqlx::query!(
         r#"
-        WITH t AS (
+        WITH new AS (
+            SELECT id COLLATE "C" AS id, turn, status::task_status AS status, internal_status, source, title, result,
+                   updated_at, events, request, reported, last_executed_node_id, is_manually_stopped, started_at,
+                   paused_at, finished_at
+            FROM unnest(
+                $2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::timestamptz[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::boolean[],
+                $15::timestamptz[], $16::timestamptz[], $17::timestamptz[]
+            ) AS new (
+                id, turn, status, internal_status, source, title, result, updated_at, events, request, reported,
+                last_executed_node_id, is_manually_stopped, started_at, paused_at, finished_at
+            )
+        ),
+        t AS (
             UPDATE tasks
-            SET status = $4, internal_status = $5, source = $6, title = $7, result = $8, updated_at = $9, events = $17
-            WHERE organization_id = $1 AND id = $2
+            SET status = new.status, internal_status = new.internal_status, source = new.source, title = new.title,
+                result = new.result, updated_at = new.updated_at, events = new.events
+            FROM new
+            WHERE organization_id = $1 AND tasks.id = new.id
         )
-        UPDATE task_turns
-        SET request = $10::text::json, reported = $16::text::json, status = $4, internal_status = $5, result = $8,
-            last_executed_node_id = $11, is_manually_stopped = $12, started_at = $13, paused_at = $14,
-            finished_at = $15
-        WHERE organization_id = $1 AND task_id = $2 AND turn = $3
+        UPDATE task_turns AS l
+        SET request = new.request::json, reported = new.reported::json, status = new.status,
+            internal_status = new.internal_status, result = new.result,
+            last_executed_node_id = new.last_executed_node_id, is_manually_stopped = new.is_manually_stopped,
+            started_at = new.started_at, paused_at = new.paused_at, finished_at = new.finished_at
+        FROM new
+        WHERE organization_id = $1 AND task_id = new.id AND l.turn = new.turn
         "#,
-        summary.organization_id as OrganizationId,
-        &summary.id as &TaskId,
-        turn.number,
-        progress.status as Status,
-        progress.internal_status.as_ref() as Option<&Label>,
-        &summary.source as &Label,
-        summary.title.as_deref(),
-        progress.result.as_deref(),
-        summary.updated_at,
-        to_json(&turn.request),
-        progress.last_executed_node_id.as_deref(),
-        progress.is_manually_stopped,
-        progress.started_at,
-        progress.paused_at,
-        progress.finished_at,
-        to_json(&turn.reported),
-        task.events
+        organization as OrganizationId,
+        &column(tasks, |task| task.summary.id.as_str()) as &[&str],
+        &column(tasks, |task| task.turn.number),
+        &progress(tasks, |progress| progress.status.as_str()) as &[&str],
+        &progress(tasks, |progress| progress.internal_status.as_ref().map(Label::as_str)) as &[Option<&str>],
+        &column(tasks, |task| task.summary.source.as_str()) as &[&str],
+        &column(tasks, |task| task.summary.title.as_deref()) as &[Option<&str>],
+        &progress(tasks, |progress| progress.result.as_deref()) as &[Option<&str>],
+        &column(tasks, |task| task.summary.updated_at),
+        &column(tasks, |task| task.events),
+        &column(tasks, |task| to_json(&task.turn.request)),
+        &column(tasks, |task| to_json(&task.turn.reported)),
+        &progress(tasks, |progress| progress.last_executed_node_id.as_deref()) as &[Option<&str>],
+        &progress(tasks, |progress| progress.is_manually_stopped),
+        &progress(tasks, |progress| progress.started_at) as &[Option<DateTime<Utc>>],
+        &progress(tasks, |progress| progress.paused_at) as &[Option<DateTime<Utc>>],
+        &progress(tasks, |progress| progress.finished_at) as &[Option<DateTime<Utc>>]
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
+/// An event to write down.
+struct NewEventRow<'a> {
+    number: i64,
+    turn: i32,
+    kind: &'a str,
+    data: &'a str,
+}
+
 /// Writes an event down and announces it to those who watch. The caller holds the lock on the task's row.
-#[expect(clippy::too_many_arguments, reason = "a row has as many columns")]
 async fn insert_event(
     connection: &mut PgConnection,
     organization: OrganizationId,
     id: &TaskId,
-    event: i64,
-    turn: i32,
-    kind: &str,
-    data: &str,
+    event: NewEventRow<'_>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     sqlx::query!(
@@ -376,10 +557,10 @@ async fn insert_event(
         "#,
         organization as OrganizationId,
         id as &TaskId,
-        event,
-        turn,
-        kind,
-        data,
+        event.number,
+        event.turn,
+        event.kind,
+        event.data,
         now,
         CHANNEL
     )

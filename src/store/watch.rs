@@ -1,10 +1,10 @@
 //! Watching tasks, across all instances of the service on one database.
 //!
 //! A writer tells PostgreSQL's NOTIFY which task has changed, but only where somebody watches: announcing a change that
-//! nobody hears would make every commit wait for every other. Who watches holds a shared advisory lock on the task's
-//! bucket, and a writer tries to take the exclusive one until its commit. If it can't, somebody watches, and it writes
-//! the event down and announces it. If it can, nobody does; and who begins to watch waits for the lock, so that it
-//! sees what that writer wrote. Nothing is missed in between, and nothing is paid where nobody watches.
+//! nobody hears would make every commit wait for every other. Who watches holds an advisory lock on the task's bucket,
+//! and a writer looks whether there is one (`is_watched`, a function of the database). If there is, it writes the event
+//! down and announces it. A new watcher waits for the writers who looked before it came, so that it sees what they
+//! wrote. Nothing is missed in between, and nothing is paid where nobody watches.
 //!
 //! Announcements carry ids, never data. A lost connection is made again; then everybody looks at their tasks again.
 
@@ -21,8 +21,14 @@ use crate::domain::{OrganizationId, TaskId};
 /// The NOTIFY channel.
 pub(super) const CHANNEL: &str = "task_history";
 
-/// First half of the advisory locks' keys, to tell them from other programs'.
-pub(super) const LOCK_CLASS: i32 = 0x7468;
+/// First half of the key of the locks that watchers hold. `is_watched` has it too.
+const WATCHED: i32 = 29_800;
+
+/// First half of the key of the locks that writers hold once they have looked for watchers.
+const LOOKED: i32 = 29_801;
+
+/// How many of those there are.
+const LOOKED_GROUPS: i32 = 64;
 
 /// How many buckets tasks fall into. Each watched one costs a place in the server's lock table, and two tasks in one
 /// bucket announce a little more than they need to.
@@ -152,8 +158,7 @@ impl Listener {
         *self.buckets.entry(bucket).or_default() += 1;
         self.watchers.entry(key.announcement()).or_default().push(wake.clone());
         let locked = match &mut self.connection {
-            // Taken anew for each watch, also where the bucket is locked already: it waits for the writers that did
-            // not see that.
+            // Also where the bucket is locked already: each watch undoes its own, and the lock may be as new as this.
             Some(connection) => lock(connection, &[bucket]).await,
             None => self.connect().await,
         };
@@ -227,11 +232,22 @@ async fn next_announcement(connection: &mut Option<PgListener>) -> Option<String
     }
 }
 
+/// Locks buckets, and waits for the writers who looked before.
 async fn lock(connection: &mut PgListener, buckets: &[i32]) -> Result<(), StoreError> {
     sqlx::query!(
         "SELECT count(pg_advisory_lock_shared($1, bucket)) FROM unnest($2::int[]) AS bucket",
-        LOCK_CLASS,
+        WATCHED,
         buckets
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let mut groups: Vec<_> = buckets.iter().map(|bucket| bucket % LOOKED_GROUPS).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    sqlx::query!(
+        "SELECT count(pg_advisory_xact_lock($1, looked)) FROM unnest($2::int[]) AS looked",
+        LOOKED,
+        &groups
     )
     .fetch_one(connection)
     .await?;
@@ -239,7 +255,7 @@ async fn lock(connection: &mut PgListener, buckets: &[i32]) -> Result<(), StoreE
 }
 
 async fn unlock(connection: &mut PgListener, bucket: i32) -> Result<(), StoreError> {
-    sqlx::query!("SELECT pg_advisory_unlock_shared($1, $2)", LOCK_CLASS, bucket)
+    sqlx::query!("SELECT pg_advisory_unlock_shared($1, $2)", WATCHED, bucket)
         .fetch_one(connection)
         .await?;
     Ok(())

@@ -370,7 +370,7 @@ async fn record_random_task(
         ..Report::default()
     };
     let recorded =
-        app.store.record_invocation(organization, &invocation, app.now()).await.expect("a task").summary;
+        app.store.record_invocation(organization, invocation, app.now()).await.expect("a task").summary;
     let reported =
         app.store.record_report(organization, &recorded.id, report, app.now()).await.expect("a report");
     reported.expect("the task").summary

@@ -1,0 +1,220 @@
+//! Group commit: writes that arrive while others are being committed are written together, in one transaction.
+//!
+//! A commit waits for the disk, whatever it commits. So an idle writer writes a single item at once, and a busy one writes
+//! all that has gathered meanwhile: what it can write is bound by rows, not by commits. Whoever hands an item in hears
+//! of it after its commit.
+//!
+//! - Items of one task are written in the order in which they came, never two of them at once.
+//! - A batch is of one organisation.
+//! - An item that can't be written fails alone: where a statement fails, the items of its batch are written one by one.
+//! - An item is written also if whoever handed it in has gone.
+//! - The queue is bounded. Where it is full, an item is refused at once, and nothing of it is written.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::StoreError;
+use crate::domain::{OrganizationId, TaskId};
+
+/// How many batches are written at the same time: while one waits for the disk, the next is prepared.
+const WORKERS: usize = 2;
+
+/// Most items in a batch.
+const MAX_BATCH: usize = 256;
+
+/// Most bytes in a batch, unless a single item has more.
+const MAX_BATCH_BYTES: usize = 2 << 20;
+
+/// Most items that wait.
+const MAX_WAITING: usize = 4096;
+
+/// Most bytes that wait.
+const MAX_WAITING_BYTES: usize = 16 << 20;
+
+/// What a writer writes, and how.
+pub(super) trait Write: Clone + Send + Sync + 'static {
+    /// Something to write, about one task.
+    type Item: Send + Sync + 'static;
+    /// What comes of it.
+    type Outcome: Send + 'static;
+
+    /// The task that an item is about.
+    fn task<'a>(&self, item: &'a Self::Item) -> &'a TaskId;
+
+    /// How many bytes an item has, about.
+    fn size(&self, item: &Self::Item) -> usize;
+
+    /// Writes items, each about another task, in one transaction. They are committed when this returns their outcomes, in
+    /// their order; none of them is written where it fails.
+    fn write(
+        &self,
+        organization: OrganizationId,
+        items: &[Self::Item],
+    ) -> impl Future<Output = Result<Vec<Self::Outcome>, StoreError>> + Send;
+}
+
+/// Writes items in batches. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Writer<W: Write> {
+    write: W,
+    state: Arc<Mutex<State<W>>>,
+}
+
+struct State<W: Write> {
+    waiting: VecDeque<Waiting<W>>,
+    waiting_bytes: usize,
+    /// Tasks that a batch is being written of.
+    busy: HashSet<(OrganizationId, TaskId)>,
+    workers: usize,
+}
+
+/// An item that waits.
+struct Waiting<W: Write> {
+    organization: OrganizationId,
+    item: W::Item,
+    size: usize,
+    reply: Reply<W>,
+}
+
+type Reply<W> = oneshot::Sender<Result<<W as Write>::Outcome, StoreError>>;
+
+/// Items that are written together.
+struct Batch<W: Write> {
+    organization: OrganizationId,
+    items: Vec<W::Item>,
+    replies: Vec<Reply<W>>,
+}
+
+impl<W: Write> Writer<W> {
+    pub(super) fn new(write: W) -> Self {
+        let state = State {
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            busy: HashSet::new(),
+            workers: 0,
+        };
+        Self { write, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Writes an item. It is committed when this returns; if this is dropped before, it may be written all the same.
+    pub(super) async fn write(
+        &self,
+        organization: OrganizationId,
+        item: W::Item,
+    ) -> Result<W::Outcome, StoreError> {
+        let size = self.write.size(&item);
+        let (reply, outcome) = oneshot::channel();
+        {
+            let mut state = self.lock();
+            let is_full = state.waiting.len() >= MAX_WAITING
+                || (state.waiting_bytes + size > MAX_WAITING_BYTES && !state.waiting.is_empty());
+            if is_full {
+                return Err(StoreError::Unavailable("too many writes are waiting".to_owned()));
+            }
+            state.waiting_bytes += size;
+            state.waiting.push_back(Waiting { organization, item, size, reply });
+            if state.workers < WORKERS {
+                state.workers += 1;
+                tokio::spawn(self.clone().work());
+            }
+        }
+        let gone = |_| StoreError::Unavailable("a batch of writes came to no end".to_owned());
+        outcome.await.map_err(gone)?
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<W>> {
+        // Nothing in there panics, and what is there would be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes batch after batch until nothing waits that could be written now; what waits for a task that is being written
+    /// is left to the worker that writes it.
+    async fn work(self) {
+        loop {
+            let Some(batch) = self.take() else { return };
+            let busy: Vec<_> = batch
+                .items
+                .iter()
+                .map(|item| (batch.organization, self.write.task(item).clone()))
+                .collect();
+            // On a task of its own, so that a panic ends this batch and not the worker.
+            let _ = tokio::spawn(write_batch(self.write.clone(), batch)).await;
+            let mut state = self.lock();
+            for key in &busy {
+                state.busy.remove(key);
+            }
+        }
+    }
+
+    /// Takes the next batch: of the organisation that has waited longest. Without one, the worker is dismissed, under the
+    /// same lock as new items come in, so none is left without a worker.
+    fn take(&self) -> Option<Batch<W>> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let mut batch: Option<Batch<W>> = None;
+        let mut bytes = 0;
+        let mut left = VecDeque::with_capacity(state.waiting.len());
+        // Tasks of which an item has been left, so that none that came later overtakes it.
+        let mut passed = HashSet::new();
+        for waiting in std::mem::take(&mut state.waiting) {
+            let key = (waiting.organization, self.write.task(&waiting.item).clone());
+            let fits = batch.as_ref().is_none_or(|batch| {
+                batch.organization == waiting.organization
+                    && batch.items.len() < MAX_BATCH
+                    && bytes + waiting.size <= MAX_BATCH_BYTES
+            });
+            if !fits || passed.contains(&key) || state.busy.contains(&key) {
+                passed.insert(key);
+                left.push_back(waiting);
+                continue;
+            }
+            state.busy.insert(key);
+            bytes += waiting.size;
+            let batch = batch.get_or_insert_with(|| Batch {
+                organization: waiting.organization,
+                items: Vec::new(),
+                replies: Vec::new(),
+            });
+            batch.items.push(waiting.item);
+            batch.replies.push(waiting.reply);
+        }
+        state.waiting = left;
+        state.waiting_bytes -= bytes;
+        if batch.is_none() {
+            state.workers -= 1;
+        }
+        batch
+    }
+}
+
+async fn write_batch<W: Write>(write: W, batch: Batch<W>) {
+    let Batch { organization, items, replies } = batch;
+    match write.write(organization, &items).await {
+        Ok(outcomes) => {
+            for (reply, outcome) in replies.into_iter().zip(outcomes) {
+                // Whoever has gone does not hear of it.
+                let _ = reply.send(Ok(outcome));
+            }
+        }
+        // Whether it was committed is not known, or trying again at once would fail again.
+        Err(StoreError::Unavailable(text)) => {
+            for reply in replies {
+                let _ = reply.send(Err(StoreError::Unavailable(text.clone())));
+            }
+        }
+        Err(error) if items.len() == 1 => {
+            for reply in replies.into_iter().take(1) {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        }
+        Err(_) => {
+            for (item, reply) in items.iter().zip(replies) {
+                let outcome = write.write(organization, std::slice::from_ref(item)).await;
+                let _ = reply.send(outcome.map(|mut outcomes| outcomes.remove(0)));
+            }
+        }
+    }
+}
