@@ -31,6 +31,16 @@ enum Command {
     /// Works beside a service that runs, on the same data directory or database.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Count everything again, and report what does not agree with the counts and turns that are kept
+    ///
+    /// Works beside a service that runs, on one snapshot. Exit code 0 if all agrees, 2 if not.
+    Verify {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service for a sign of life; exit code 0 if it gives one

@@ -17,7 +17,7 @@ use super::{Cli, Command, DatabaseArgs, KeysCommand};
 use crate::app::{self, Use};
 use crate::config::{Config, DatabaseConfig};
 use crate::domain::Clock;
-use crate::store::{ApiKey, KeyRevocation, NewApiKey, Store};
+use crate::store::{ApiKey, KEY_TRUST, KeyRevocation, NewApiKey, Store, Verified};
 use crate::{api, telemetry};
 
 /// How long a sign of life may take.
@@ -59,6 +59,7 @@ async fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
             print("The database has this version's schema.");
         }
         Command::Keys(command) => keys(command).await?,
+        Command::Verify { json, database } => return verify(json, database).await,
         Command::Openapi => print(&pretty(&api::openapi_document())),
         Command::Healthcheck { url } => healthcheck(&url).await?,
     }
@@ -98,7 +99,9 @@ async fn keys(command: KeysCommand) -> anyhow::Result<()> {
                 bail!("an organisation needs a name");
             }
             let expires_at = expires_in
-                .map(|duration| TimeDelta::from_std(*duration).ok().and_then(|delta| now.checked_add_signed(delta)))
+                .map(|duration| {
+                    TimeDelta::from_std(*duration).ok().and_then(|delta| now.checked_add_signed(delta))
+                })
                 .map(|at| at.context("--expires-in reaches beyond the end of time; leave it out for ever"))
                 .transpose()?;
             let new = NewApiKey { organization, name, can_write: !read_only, expires_at };
@@ -115,6 +118,8 @@ async fn keys(command: KeysCommand) -> anyhow::Result<()> {
         KeysCommand::Revoke { id, organization, database } => {
             with_database(database, async |store| match store.revoke_api_key(&organization, id, now).await? {
                 KeyRevocation::Revoked => {
+                    // Then it is true also of services that run.
+                    tokio::time::sleep(KEY_TRUST).await;
                     print(&format!("Revoked key {id}. It is refused from now on."));
                     Ok(())
                 }
@@ -196,6 +201,36 @@ fn keys_as_table(keys: &[ApiKey], now: DateTime<Utc>) -> String {
         ]);
     }
     table.trim_fmt()
+}
+
+/// Exit code 2 where something does not agree, to tell it from a check that could not be made.
+async fn verify(json: bool, database: DatabaseArgs) -> anyhow::Result<ExitCode> {
+    let mut found = Vec::new();
+    with_database(database, async |store| {
+        for (organization, name) in store.organizations().await? {
+            found.push(store.verify(organization, &name).await?);
+        }
+        Ok(())
+    })
+    .await?;
+    let agrees = found.iter().all(|verified| verified.drift.is_empty());
+    if json {
+        let organizations = found.iter().map(|verified| {
+            json!({ "organization": verified.organization, "tasks": verified.tasks, "drift": verified.drift })
+        });
+        print(&pretty(&json!({ "agrees": agrees, "organizations": organizations.collect::<Vec<_>>() })));
+    } else {
+        for Verified { organization, tasks, drift } in &found {
+            print(&format!("{organization}: {tasks} tasks, {} disagreements", drift.len()));
+            drift.iter().for_each(|text| print(&format!("  {text}")));
+        }
+        print(if agrees {
+            "All counts and turns agree with the tasks."
+        } else {
+            "Something does not agree. Keep a copy of the database, and report it as a bug of task-history."
+        });
+    }
+    Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
 async fn healthcheck(url: &str) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! Organisations and their API keys.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -20,6 +21,24 @@ const PREFIX_CHARS: usize = 6;
 
 /// How exact `last_used_at` is. Writing it down at each request would turn every read into a write.
 const LAST_USED_GRAIN: TimeDelta = TimeDelta::minutes(1);
+
+/// How long the answer about a valid key is trusted, in each process: so long may a key still work that another process
+/// has revoked. Looking it up for each request would cost as much as the request itself.
+pub const KEY_TRUST: Duration = Duration::from_secs(1);
+
+/// How many valid keys are remembered.
+pub(super) const CACHED_KEYS: usize = 10_000;
+
+/// The valid keys of the last second.
+pub(super) type KeyCache = quick_cache::sync::Cache<KeyDigest, CachedKey>;
+
+/// What is remembered of a valid key.
+#[derive(Clone)]
+pub(super) struct CachedKey {
+    key: Authenticated,
+    expires_at: Option<DateTime<Utc>>,
+    read_at: Instant,
+}
 
 /// An API key in clear. It is shown once and stored nowhere; printing it for debugging shows nothing.
 #[derive(Clone)]
@@ -68,7 +87,7 @@ impl fmt::Debug for Secret {
 }
 
 /// What is stored of an API key: its SHA-256.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {
@@ -150,16 +169,24 @@ pub enum KeyRevocation {
 impl Store {
     /// Whom the key belongs to, or `None` where it is unknown, revoked or expired.
     ///
-    /// The only way to an [`OrganizationId`] for a request, and the only statement of one that can't name any.
+    /// The only way to an [`OrganizationId`] for a request, and the only statement of one that can't name any. A valid
+    /// key is remembered for [`KEY_TRUST`].
     pub async fn authenticate(
         &self,
         digest: KeyDigest,
         now: DateTime<Utc>,
     ) -> Result<Option<Authenticated>, StoreError> {
+        if let Some(known) = self.keys.get(&digest)
+            && known.read_at.elapsed() < KEY_TRUST
+            && known.expires_at.is_none_or(|at| at > now)
+        {
+            return Ok(Some(known.key));
+        }
+        let read_at = Instant::now();
         let mut connection = self.pool.get().await?;
         let key = sqlx::query!(
             r#"
-            SELECT organization_id AS "organization_id: OrganizationId", id, can_write, last_used_at
+            SELECT organization_id AS "organization_id: OrganizationId", id, can_write, expires_at, last_used_at
             FROM api_keys
             WHERE digest = $1
               AND revoked_at IS NULL
@@ -194,7 +221,17 @@ impl Store {
         } else {
             connection.done();
         }
-        Ok(key.map(|key| Authenticated { organization_id: key.organization_id, can_write: key.can_write }))
+        let Some(key) = key else {
+            self.keys.remove(&digest);
+            return Ok(None);
+        };
+        let known = CachedKey {
+            key: Authenticated { organization_id: key.organization_id, can_write: key.can_write },
+            expires_at: key.expires_at,
+            read_at,
+        };
+        self.keys.insert(digest, known.clone());
+        Ok(Some(known.key))
     }
 
     /// Sees to it that the organisation `default` exists and has a key: the given one, or at the first start a new
@@ -289,7 +326,7 @@ impl Store {
         Ok(keys)
     }
 
-    /// Revokes a key of the named organisation, from the next request on.
+    /// Revokes a key of the named organisation: from the next request on, and after [`KEY_TRUST`] in other processes.
     pub async fn revoke_api_key(
         &self,
         organization: &str,
@@ -314,7 +351,10 @@ impl Store {
         connection.done();
         Ok(match revoked_at {
             None => KeyRevocation::Unknown,
-            Some(at) if at == now => KeyRevocation::Revoked,
+            Some(at) if at == now => {
+                self.keys.clear();
+                KeyRevocation::Revoked
+            }
             Some(_) => KeyRevocation::AlreadyRevoked,
         })
     }

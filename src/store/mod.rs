@@ -9,10 +9,12 @@ mod pool;
 mod record;
 mod tasks;
 mod threads;
+mod verify;
 mod watch;
 mod writer;
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
@@ -20,12 +22,14 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 
 pub use error::StoreError;
-pub use keys::{ApiKey, Authenticated, Bootstrap, KeyDigest, KeyRevocation, NewApiKey, Secret};
+pub use keys::{ApiKey, Authenticated, Bootstrap, KEY_TRUST, KeyDigest, KeyRevocation, NewApiKey, Secret};
 
 pub use events::Events;
 pub use record::{Idempotency, Recorded};
+pub use verify::Verified;
 pub use watch::Watch;
 
+use keys::{CACHED_KEYS, KeyCache};
 use pool::Pool;
 use record::{Changes, Turns};
 use watch::Hub;
@@ -50,6 +54,7 @@ pub struct Store {
     hub: Hub,
     turns: Writer<Turns>,
     changes: Writer<Changes>,
+    keys: Arc<KeyCache>,
 }
 
 /// Where a database is: a parsed `postgres://` URL. Printing it shows no password.
@@ -112,6 +117,7 @@ impl Store {
             hub: Hub::new(options),
             turns: Writer::new(Turns { pool: pool.clone() }),
             changes: Writer::new(Changes { pool: pool.clone() }),
+            keys: Arc::new(KeyCache::new(CACHED_KEYS)),
             pool,
         }
     }

@@ -154,12 +154,8 @@ impl Write for Changes {
         for task in changed.into_iter().filter(|task| watched.contains(&task.summary.id)) {
             let progress = &task.turn.progress;
             let (kind, data) = (EventKind::Reported(progress.clone()), to_json(progress));
-            let event = NewEventRow {
-                number: task.events,
-                turn: task.turn.number,
-                kind: kind.as_str(),
-                data: &data,
-            };
+            let event =
+                NewEventRow { number: task.events, turn: task.turn.number, kind: kind.as_str(), data: &data };
             insert_event(&mut transaction, organization, &task.summary.id, event, task.summary.updated_at)
                 .await?;
         }

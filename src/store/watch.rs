@@ -255,8 +255,6 @@ async fn lock(connection: &mut PgListener, buckets: &[i32]) -> Result<(), StoreE
 }
 
 async fn unlock(connection: &mut PgListener, bucket: i32) -> Result<(), StoreError> {
-    sqlx::query!("SELECT pg_advisory_unlock_shared($1, $2)", WATCHED, bucket)
-        .fetch_one(connection)
-        .await?;
+    sqlx::query!("SELECT pg_advisory_unlock_shared($1, $2)", WATCHED, bucket).fetch_one(connection).await?;
     Ok(())
 }

@@ -89,12 +89,7 @@ struct Batch<W: Write> {
 
 impl<W: Write> Writer<W> {
     pub(super) fn new(write: W) -> Self {
-        let state = State {
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            busy: HashSet::new(),
-            workers: 0,
-        };
+        let state = State { waiting: VecDeque::new(), waiting_bytes: 0, busy: HashSet::new(), workers: 0 };
         Self { write, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -134,11 +129,8 @@ impl<W: Write> Writer<W> {
     async fn work(self) {
         loop {
             let Some(batch) = self.take() else { return };
-            let busy: Vec<_> = batch
-                .items
-                .iter()
-                .map(|item| (batch.organization, self.write.task(item).clone()))
-                .collect();
+            let busy: Vec<_> =
+                batch.items.iter().map(|item| (batch.organization, self.write.task(item).clone())).collect();
             // On a task of its own, so that a panic ends this batch and not the worker.
             let _ = tokio::spawn(write_batch(self.write.clone(), batch)).await;
             let mut state = self.lock();

@@ -7,6 +7,7 @@
 mod auth;
 mod cluster;
 mod conversation;
+mod crash;
 mod embedded;
 mod errors;
 mod events;
@@ -22,6 +23,7 @@ mod readme;
 mod service;
 mod tasks;
 mod tidy;
+mod writes;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let tests = [
         auth::tests(),
         conversation::tests(),
+        crash::tests(),
         embedded::tests(),
         errors::tests(),
         events::tests(),
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         service::tests(),
         tasks::tests(),
         tidy::tests(),
+        writes::tests(),
     ];
     if arguments.list {
         return libtest_mimic::run(&arguments, tests.into_iter().flatten().collect()).exit_code();

@@ -62,6 +62,8 @@ async fn random_sequences_agree_with_the_model() {
             steps.push(step(&app, &mut model, &mut random).await);
             compare(&app, &model, &format!("seed {seed}: {}", steps.join(", "))).await;
         }
+        let verified = app.store.verify(app.organization, "default").await.expect("a recount");
+        assert_eq!(verified.drift, Vec::<String>::new(), "seed {seed}: {}", steps.join(", "));
     }
 }
 

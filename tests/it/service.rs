@@ -231,6 +231,7 @@ async fn every_command_explains_itself() {
         vec!["keys", "create", "--help"],
         vec!["keys", "list", "--help"],
         vec!["keys", "revoke", "--help"],
+        vec!["verify", "--help"],
         vec!["openapi", "--help"],
         vec!["healthcheck", "--help"],
     ] {

@@ -1,0 +1,146 @@
+//! What is acknowledged is kept, whoever is killed while 64 clients write.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::{Signal, kill};
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+
+use crate::harness::tests;
+use crate::process::{Home, KEY, Service, postmaster, text, until};
+
+tests![nothing_acknowledged_is_lost];
+
+const ROUNDS: usize = 10;
+const WRITERS: usize = 64;
+
+/// How many writes are acknowledged in a round before somebody is killed.
+const ACKNOWLEDGED: usize = 200;
+
+/// What clients know of their writes.
+#[derive(Default)]
+struct Known {
+    acknowledged: BTreeSet<String>,
+    /// Sent, but not answered: they may have been recorded.
+    unanswered: BTreeSet<String>,
+}
+
+async fn send(client: &Client, base: &str, id: &str) -> Option<StatusCode> {
+    let mut request = client
+        .post(format!("{base}/v1/agents/a/invoke/async"))
+        .header("x-api-key", KEY)
+        .json(&json!({ "id": id, "input": { "text": "x", "user": { "id": "u", "email": "e" } } }));
+    if has_key(id) {
+        request = request.header("idempotency-key", id);
+    }
+    request.send().await.ok().map(|response| response.status())
+}
+
+/// Every second write carries an idempotency key.
+fn has_key(id: &str) -> bool {
+    id.ends_with("even")
+}
+
+/// One client: writes until it gets no answer, and every second time reports an outcome too.
+async fn write(client: Client, base: String, name: String, known: Arc<Mutex<Known>>) {
+    for n in 0.. {
+        let id = format!("{name}-{n}-{}", if n % 2 == 0 { "even" } else { "odd" });
+        match send(&client, &base, &id).await {
+            Some(StatusCode::OK) => {
+                known.lock().expect("no panic").acknowledged.insert(id.clone());
+            }
+            // Refused, which says that nothing was recorded, or that nobody knows.
+            _ => {
+                known.lock().expect("no panic").unanswered.insert(id);
+                return;
+            }
+        }
+        if n % 3 == 0 {
+            let report = client
+                .patch(format!("{base}/agent-execution/{id}/update"))
+                .header("x-api-key", KEY)
+                .json(&json!({ "status": "completed", "result": "done" }));
+            if report.send().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Starts the service with a log that nobody need read while it runs.
+async fn serve(home: &Home) -> Service {
+    let mut command = home.command::<&str>([]);
+    command.env("TASK_HISTORY_BOOTSTRAP_KEY", KEY).env("TASK_HISTORY_LOG", "off");
+    Service::start(command).await
+}
+
+async fn nothing_acknowledged_is_lost() {
+    let home = Home::new();
+    let client = Client::new();
+    let known = Arc::new(Mutex::new(Known::default()));
+    for round in 0..ROUNDS {
+        let service = serve(&home).await;
+        let before = known.lock().expect("no panic").acknowledged.len();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let name = format!("{round}-{writer}");
+                tokio::spawn(write(client.clone(), service.base.clone(), name, known.clone()))
+            })
+            .collect();
+        until(|| known.lock().expect("no panic").acknowledged.len() >= before + ACKNOWLEDGED).await;
+        let server = postmaster(&home.data()).expect("it runs");
+        if round % 3 != 1 {
+            kill(server, Signal::SIGKILL).expect("a signal");
+        }
+        if round % 3 != 0 {
+            service.signal(Signal::SIGKILL);
+        }
+        service.ended().await;
+        for writer in writers {
+            writer.await.expect("no panic");
+        }
+    }
+    let service = serve(&home).await;
+    let Known { mut acknowledged, unanswered } = std::mem::take(&mut *known.lock().expect("no panic"));
+    assert!(!unanswered.is_empty(), "somebody was in the middle of a write");
+    // What was sent with a key is sent again: also some of what was acknowledged.
+    let again: Vec<_> = unanswered.iter().chain(acknowledged.iter().step_by(7)).cloned().collect();
+    for id in again.iter().filter(|id| has_key(id)) {
+        assert_eq!(send(&client, &service.base, id).await, Some(StatusCode::OK), "{id}");
+        let thread = service.get(&format!("/v1/tasks/{id}/thread")).await;
+        let turns = thread.as_array().expect("messages").iter().filter(|message| message["role"] == "user");
+        assert_eq!(turns.count(), 1, "{id} was recorded once");
+        acknowledged.insert(id.clone());
+    }
+    let recorded = list(&client, &service).await;
+    let lost: Vec<_> = acknowledged.difference(&recorded).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    let others: Vec<_> = recorded.difference(&acknowledged).filter(|id| !unanswered.contains(*id)).collect();
+    assert!(others.is_empty(), "nobody sent: {others:?}");
+    let verified = home.run(&["verify"]).await;
+    assert!(verified.status.success(), "{}", text(&verified.stdout));
+    service.stop().await;
+}
+
+/// The ids of all tasks, each once.
+async fn list(client: &Client, service: &Service) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    let mut address = Some("/v1/tasks?per_page=50".to_owned());
+    while let Some(path) = address {
+        let request = client.get(format!("{}{path}", service.base)).header("x-api-key", KEY);
+        let response = request.send().await.expect("an answer");
+        let links = response.headers()["link"].to_str().expect("text").to_owned();
+        let next = links.split(", ").find(|link| link.ends_with("rel=\"next\""));
+        address = next.and_then(|link| Some(link.strip_prefix('<')?.split_once('>')?.0.to_owned()));
+        let page: Value = response.json().await.expect("JSON");
+        for item in page["items"].as_array().expect("items") {
+            let id = item["id"].as_str().expect("an id").to_owned();
+            assert!(ids.insert(id), "{item} is listed twice");
+        }
+        if address.is_none() {
+            assert_eq!(page["total"], ids.len());
+        }
+    }
+    ids
+}

@@ -1,0 +1,206 @@
+//! Writes that are committed together, and what is counted of them.
+
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use sqlx::Connection;
+
+use crate::cluster;
+use crate::harness::{TestApp, tests};
+
+tests![
+    one_that_fails_fails_alone,
+    what_does_not_fit_is_refused_at_once,
+    a_caller_that_has_gone_takes_nothing_along,
+    turns_of_one_task_keep_their_order,
+    counts_agree_whoever_writes,
+    a_recount_tells_what_does_not_agree,
+];
+
+/// Locks the tasks, so that writers wait, until it is dropped.
+async fn lock_tasks(app: &TestApp) -> sqlx::PgConnection {
+    let mut connection = cluster::connect(&app.database).await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut connection)
+        .await
+        .expect("a lock");
+    connection
+}
+
+/// Waits until as many statements wait for a lock.
+async fn until_waiting(app: &TestApp, number: i64) {
+    let mut connection = cluster::connect(&app.database).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut connection).await.expect("a count") < number {}
+}
+
+async fn one_that_fails_fails_alone() {
+    let app = TestApp::start().await;
+    cluster::execute(&app.database, "ALTER TABLE tasks ADD CHECK (title <> 'poison')").await;
+    let lock = lock_tasks(&app).await;
+    let invoke = |n: usize| {
+        let title = if n == 13 { "poison" } else { "fine" };
+        app.invoke("a", json!({ "id": n.to_string(), "title": title, "input": {} }))
+    };
+    let unlock = async {
+        until_waiting(&app, 2).await;
+        lock.close().await.expect("unlocked");
+    };
+    let (answers, ()) = futures_util::future::join(join_all((0..40).map(invoke)), unlock).await;
+    for (n, answer) in answers.iter().enumerate() {
+        let expected = if n == 13 { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+        assert_eq!(answer.status, expected, "{n}: {}", answer.text);
+    }
+    assert_eq!(app.get("/v1/tasks").await.ok()["total"], 39);
+}
+
+async fn what_does_not_fit_is_refused_at_once() {
+    let app = TestApp::start().await;
+    let lock = lock_tasks(&app).await;
+    let text = "x".repeat(1 << 20);
+    let invoke =
+        |n: usize| app.invoke("a", json!({ "id": n.to_string(), "title": "t", "input": { "text": text } }));
+    let refused = std::sync::atomic::AtomicUsize::new(0);
+    let requests = join_all((0..30).map(|n| {
+        let (invoke, refused) = (invoke(n), &refused);
+        async move {
+            let answer = invoke.await;
+            if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+                refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+            answer
+        }
+    }));
+    // Those that are refused are answered while the others still wait.
+    let unlock = async {
+        crate::process::until(|| refused.load(std::sync::atomic::Ordering::Relaxed) >= 10).await;
+        lock.close().await.expect("unlocked");
+    };
+    let (answers, ()) = futures_util::future::join(requests, unlock).await;
+    let mut recorded = 0;
+    for (n, answer) in answers.iter().enumerate() {
+        let exists = app.get(&format!("/v1/tasks/{n}")).await.status;
+        if answer.status == StatusCode::OK {
+            recorded += 1;
+            assert_eq!(exists, StatusCode::OK);
+        } else {
+            assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text);
+            assert_eq!(answer.headers["retry-after"], "1");
+            assert_eq!(exists, StatusCode::NOT_FOUND);
+        }
+    }
+    assert!((16..=20).contains(&recorded), "16 MiB may wait, and two batches are under way: {recorded}");
+}
+
+async fn a_caller_that_has_gone_takes_nothing_along() {
+    let app = TestApp::start().await;
+    let lock = lock_tasks(&app).await;
+    let invoke = |n: usize| app.invoke("a", json!({ "id": n.to_string(), "input": {} }));
+    {
+        let gone = join_all((0..5).map(invoke));
+        tokio::select! {
+            _ = gone => panic!("the table is locked"),
+            () = until_waiting(&app, 1) => {}
+        }
+    }
+    let unlock = async { lock.close().await.expect("unlocked") };
+    let (answers, ()) = futures_util::future::join(join_all((5..10).map(invoke)), unlock).await;
+    for answer in answers {
+        answer.ok();
+    }
+}
+
+async fn turns_of_one_task_keep_their_order() {
+    let app = TestApp::start().await;
+    let lock = lock_tasks(&app).await;
+    let invoke = |n: usize| {
+        let id = if n % 2 == 0 { "same".to_owned() } else { n.to_string() };
+        app.invoke("a", json!({ "id": id, "input": { "text": n.to_string() } }))
+    };
+    let unlock = async {
+        until_waiting(&app, 1).await;
+        lock.close().await.expect("unlocked");
+    };
+    // Polled in this order, so they come in it.
+    let (answers, ()) = futures_util::future::join(join_all((0..20).map(invoke)), unlock).await;
+    for answer in answers {
+        answer.ok();
+    }
+    let thread = app.get("/v1/tasks/same/thread").await.ok();
+    let texts: Vec<_> =
+        thread.as_array().expect("messages").iter().map(|message| message["content"].clone()).collect();
+    let expected: Vec<_> = (0..20).step_by(2).map(|n| json!(n.to_string())).collect();
+    assert_eq!(texts, expected);
+}
+
+/// What a recount finds in the app's organisation.
+async fn drift(app: &TestApp) -> Vec<String> {
+    app.store.verify(app.organization, "default").await.expect("a recount").drift
+}
+
+async fn counts_agree_whoever_writes() {
+    let app = TestApp::start().await;
+    let user = |n: usize| json!({ "id": format!("u{}", n % 3), "email": "e" });
+    let changes = join_all((0..60).map(|n| {
+        let app = &app;
+        async move {
+            let id = format!("t{}", n % 25);
+            let body = json!({
+                "id": id, "input": { "text": "x", "user": user(n) }, "triggering_agent_id": format!("g{}", n % 2),
+                "parent_execution_id": if n % 5 == 0 { Value::Null } else { json!(format!("t{}", n % 7)) }
+            });
+            app.invoke(&format!("a{}", n % 5), body).await.ok();
+            let status = ["executing", "completed", "failed", "paused"][n % 4];
+            let label = ["x", "y"][n % 2];
+            app.report(&id, json!({ "status": status, "internal_status": label })).await;
+            if n % 9 == 0 {
+                app.request("POST", &format!("/v1/tasks/{id}/stop"), None).await;
+            }
+            if n % 20 == 0 {
+                app.request("DELETE", &format!("/v1/tasks/{id}"), None).await;
+            }
+        }
+    }));
+    changes.await;
+    assert_eq!(drift(&app).await, Vec::<String>::new());
+    // Somebody at a database prompt.
+    for statement in [
+        "UPDATE tasks SET status = 'error', user_id = 'someone', agent_id = 'b', created_at = '2026-01-01' WHERE id < 't2'",
+        "DELETE FROM tasks WHERE id = 't3'",
+        "UPDATE task_turns SET status = 'error' WHERE task_id < 't2'",
+    ] {
+        cluster::execute(&app.database, statement).await;
+        let drift = drift(&app).await;
+        assert!(drift.iter().all(|text| text.starts_with("task ")), "{statement}: {drift:?}");
+    }
+    assert_eq!(drift(&app).await, Vec::<String>::new());
+    cluster::execute(&app.database, "TRUNCATE tasks CASCADE").await;
+    assert_eq!(drift(&app).await, Vec::<String>::new());
+    assert_eq!(app.get("/v1/tasks").await.ok()["total"], 0);
+}
+
+async fn a_recount_tells_what_does_not_agree() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    cluster::execute(&app.database, "UPDATE task_counts SET pending = 2 WHERE agent_id = 'a' AND grain = 2")
+        .await;
+    cluster::execute(&app.database, "UPDATE task_turns SET result = 'x' WHERE turn = 2").await;
+    let told = drift(&app).await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(
+        told[0],
+        "counts of agent a, day 2026-03-23 00:00:00+00: kept {2,0,0,0,0,0,0}, counted {1,0,0,0,0,0,0}"
+    );
+    assert_eq!(told[1], "task t: differs from its latest turn, of 2 turns");
+    cluster::execute(&app.database, "DELETE FROM task_turns WHERE turn = 1").await;
+    cluster::execute(&app.database, "UPDATE task_turns SET result = NULL").await;
+    assert_eq!(drift(&app).await[1], "task t: says 2 turns, has 1, the latest 2");
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_task-history"));
+    command.arg("verify").env("DATABASE_URL", cluster::url_of(&app.database));
+    let output = crate::process::run(command).await;
+    assert_eq!(output.status.code(), Some(2));
+    let said = crate::process::text(&output.stdout);
+    assert!(said.contains("default: 1 tasks, 2 disagreements\n  counts of agent a"), "{said}");
+}
