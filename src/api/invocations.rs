@@ -231,8 +231,10 @@ impl ReadInvocation {
         let answer = |task: Task| {
             serde_json::to_string(&AgentExecution::from(task)).expect("a task can be written as JSON")
         };
-        let Recorded { id, answer } =
-            api.store.record_invocation_once(organization, invocation, &idempotency, now, answer).await?;
+        // Boxed, since its statements' arguments would make a large future of every request.
+        let recorded =
+            Box::pin(api.store.record_invocation_once(organization, invocation, &idempotency, now, answer));
+        let Recorded { id, answer } = recorded.await?;
         Ok(Outcome::Answered { id, answer })
     }
 }

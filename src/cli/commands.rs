@@ -222,7 +222,9 @@ async fn verify(json: bool, database: DatabaseArgs) -> anyhow::Result<ExitCode> 
     } else {
         for Verified { organization, tasks, drift } in &found {
             print(&format!("{organization}: {tasks} tasks, {} disagreements", drift.len()));
-            drift.iter().for_each(|text| print(&format!("  {text}")));
+            for text in drift {
+                print(&format!("  {text}"));
+            }
         }
         print(if agrees {
             "All counts and turns agree with the tasks."

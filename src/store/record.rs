@@ -89,7 +89,7 @@ pub(super) struct Change {
 }
 
 enum What {
-    Report(Report),
+    Report(Box<Report>),
     Stop,
 }
 
@@ -98,7 +98,7 @@ impl Change {
     fn apply(&self, task: &mut Task) -> bool {
         match &self.what {
             What::Report(report) => {
-                task.apply(report.clone(), self.now);
+                task.apply(report.as_ref().clone(), self.now);
                 true
             }
             What::Stop => task.stop(self.now),
@@ -264,7 +264,9 @@ impl Store {
         report: Report,
         now: DateTime<Utc>,
     ) -> Result<Option<Task>, StoreError> {
-        self.changes.write(organization, Change { task: id.clone(), what: What::Report(report), now }).await
+        self.changes
+            .write(organization, Change { task: id.clone(), what: What::Report(Box::new(report)), now })
+            .await
     }
 
     /// Stops a task's latest turn on a person's behalf, unless it has ended, and returns the task as it is then;

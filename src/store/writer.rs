@@ -197,9 +197,8 @@ async fn write_batch<W: Write>(write: W, batch: Batch<W>) {
             }
         }
         Err(error) if items.len() == 1 => {
-            for reply in replies.into_iter().take(1) {
+            if let Some(reply) = replies.into_iter().next() {
                 let _ = reply.send(Err(error));
-                return;
             }
         }
         Err(_) => {

@@ -46,16 +46,12 @@ fn has_key(id: &str) -> bool {
 async fn write(client: Client, base: String, name: String, known: Arc<Mutex<Known>>) {
     for n in 0.. {
         let id = format!("{name}-{n}-{}", if n % 2 == 0 { "even" } else { "odd" });
-        match send(&client, &base, &id).await {
-            Some(StatusCode::OK) => {
-                known.lock().expect("no panic").acknowledged.insert(id.clone());
-            }
-            // Refused, which says that nothing was recorded, or that nobody knows.
-            _ => {
-                known.lock().expect("no panic").unanswered.insert(id);
-                return;
-            }
+        if send(&client, &base, &id).await != Some(StatusCode::OK) {
+            // No answer, or a refusal: nobody knows whether it was recorded.
+            known.lock().expect("no panic").unanswered.insert(id);
+            return;
         }
+        known.lock().expect("no panic").acknowledged.insert(id.clone());
         if n % 3 == 0 {
             let report = client
                 .patch(format!("{base}/agent-execution/{id}/update"))

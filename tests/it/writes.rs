@@ -115,7 +115,7 @@ async fn turns_of_one_task_keep_their_order() {
     let app = TestApp::start().await;
     let lock = lock_tasks(&app).await;
     let invoke = |n: usize| {
-        let id = if n % 2 == 0 { "same".to_owned() } else { n.to_string() };
+        let id = if n.is_multiple_of(2) { "same".to_owned() } else { n.to_string() };
         app.invoke("a", json!({ "id": id, "input": { "text": n.to_string() } }))
     };
     let unlock = async {
