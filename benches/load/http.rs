@@ -1,0 +1,168 @@
+//! A lean HTTP client, so that the harness takes as little as it can of the processors it shares with the service.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Barrier;
+
+use crate::numbers::percentile;
+
+/// A connection that is kept open.
+pub(crate) struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) async fn connect(port: u16) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: Vec::with_capacity(64 << 10) })
+    }
+
+    /// Sends a request, and returns the body of its answer, which must be a success.
+    pub(crate) async fn send(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
+        self.stream.write_all(request).await?;
+        self.buffer.clear();
+        let head = self.read_head().await?;
+        let length = content_length(&self.buffer[..head]).context("an answer without its length")?;
+        while self.buffer.len() < head + length {
+            self.read_some().await?;
+        }
+        let body = &self.buffer[head..head + length];
+        if !self.buffer.starts_with(b"HTTP/1.1 2") {
+            bail!(
+                "{} was answered with {} {}",
+                first_line(request),
+                first_line(&self.buffer),
+                String::from_utf8_lossy(body)
+            );
+        }
+        Ok(body)
+    }
+
+    /// Sends a request whose answer is a stream, and returns the connection to read it from.
+    pub(crate) async fn open_stream(mut self, request: &[u8]) -> anyhow::Result<TcpStream> {
+        self.stream.write_all(request).await?;
+        self.read_head().await?;
+        ensure!(self.buffer.starts_with(b"HTTP/1.1 2"), "a stream: {}", first_line(&self.buffer));
+        Ok(self.stream)
+    }
+
+    /// Reads up to the end of an answer's head, and returns where it is.
+    async fn read_head(&mut self) -> anyhow::Result<usize> {
+        loop {
+            if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
+                return Ok(end + 4);
+            }
+            self.read_some().await?;
+        }
+    }
+
+    async fn read_some(&mut self) -> anyhow::Result<()> {
+        ensure!(self.stream.read_buf(&mut self.buffer).await? > 0, "the service closed a connection");
+        Ok(())
+    }
+}
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
+fn content_length(head: &[u8]) -> Option<usize> {
+    let head = std::str::from_utf8(head).ok()?;
+    let value = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then_some(value)
+    })?;
+    value.trim().parse().ok()
+}
+
+fn first_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned()
+}
+
+/// A GET.
+pub(crate) fn get(key: &str, path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\n\r\n").into_bytes()
+}
+
+/// A request with JSON.
+pub(crate) fn with_body(method: &str, key: &str, path: &str, body: &str) -> Vec<u8> {
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// What came of sending requests for a while.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sample {
+    /// How long each took, in milliseconds, in order.
+    latencies: Vec<f64>,
+    seconds: f64,
+}
+
+impl Sample {
+    pub(crate) fn requests(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a run has no 2^52 requests")]
+        let requests = self.latencies.len() as f64;
+        requests
+    }
+
+    /// Requests a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.requests() / self.seconds
+    }
+
+    /// The time within which so many of a hundred requests were answered, in milliseconds.
+    pub(crate) fn percentile(&self, percent: f64) -> f64 {
+        percentile(&self.latencies, percent)
+    }
+}
+
+/// Sends requests over some connections at once, each the next when it has the answer to the last one. `requests`
+/// makes what a connection sends.
+pub(crate) async fn load<R: FnMut() -> Vec<u8> + Send + 'static>(
+    port: u16,
+    connections: usize,
+    duration: Duration,
+    requests: impl Fn(usize) -> R,
+) -> anyhow::Result<Sample> {
+    let start = Arc::new(Barrier::new(connections));
+    // Dropped, as on an error or Ctrl-C, the set ends its tasks.
+    let mut workers = tokio::task::JoinSet::new();
+    for number in 0..connections {
+        let mut client = Client::connect(port).await?;
+        let mut next = requests(number);
+        let start = start.clone();
+        workers.spawn(async move {
+            let mut latencies = Vec::new();
+            start.wait().await;
+            let begun = Instant::now();
+            let mut now = begun;
+            while now - begun < duration {
+                let request = next();
+                // The request is made before its time begins.
+                let sent = Instant::now();
+                client.send(&request).await?;
+                now = Instant::now();
+                latencies.push((now - sent).as_secs_f64() * 1e3);
+            }
+            anyhow::Ok((latencies, (now - begun).as_secs_f64()))
+        });
+    }
+    let mut sample = Sample::default();
+    while let Some(worker) = workers.join_next().await {
+        let (latencies, seconds) = worker??;
+        sample.latencies.extend(latencies);
+        sample.seconds = sample.seconds.max(seconds);
+    }
+    sample.latencies.sort_unstable_by(f64::total_cmp);
+    Ok(sample)
+}
