@@ -1,8 +1,11 @@
 //! The command line: what can be said on it, and the commands that answer and end. [`crate::app`] serves.
 
 mod commands;
+mod transfer;
 
-use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use commands::run;
 
@@ -31,6 +34,16 @@ enum Command {
     /// Works beside a service that runs, on the same data directory or database.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Record tasks from a file of exported ones
+    ///
+    /// Each line is a task with its turns, as JSON. A task that is there already is left as it is, so a file can be
+    /// imported again, and an import that was interrupted goes on where it ended. Works beside a service that runs.
+    Import(ImportArgs),
+    /// Write all tasks to a file, a line of JSON each
+    ///
+    /// All of one snapshot, with their turns and what runners pushed, but without idempotency keys. Works beside a service
+    /// that runs.
+    Export(ExportArgs),
     /// Count everything again, and report what does not agree with the counts and turns that are kept
     ///
     /// Works beside a service that runs, on one snapshot. Exit code 0 if all agrees, 2 if not.
@@ -49,6 +62,47 @@ enum Command {
         #[arg(default_value = "http://127.0.0.1:8080/readyz")]
         url: String,
     },
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// File to read; - is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Organisation that the tasks shall belong to; one that doesn't exist yet is created
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    organization: String,
+    /// What to do about a line that can't be imported
+    #[arg(long, value_enum, default_value_t = OnError::Stop, value_name = "stop|skip")]
+    on_error: OnError,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnError {
+    /// End there; what comes before it is imported
+    Stop,
+    /// Report it and go on
+    Skip,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// Organisation whose tasks to write
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    organization: String,
+    /// Only tasks that this agent executes
+    #[arg(long, value_name = "ID")]
+    agent_id: Option<String>,
+    /// File to create [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    database: DatabaseArgs,
 }
 
 #[derive(Debug, Subcommand)]

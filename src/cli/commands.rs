@@ -13,7 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use super::{Cli, Command, DatabaseArgs, KeysCommand};
+use super::{Cli, Command, DatabaseArgs, KeysCommand, transfer};
 use crate::app::{self, Use};
 use crate::config::{Config, DatabaseConfig};
 use crate::domain::Clock;
@@ -59,6 +59,8 @@ async fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
             print("The database has this version's schema.");
         }
         Command::Keys(command) => keys(command).await?,
+        Command::Import(args) => transfer::import(args).await?,
+        Command::Export(args) => transfer::export(args).await?,
         Command::Verify { json, database } => return verify(json, database).await,
         Command::Openapi => print(&pretty(&api::openapi_document())),
         Command::Healthcheck { url } => healthcheck(&url).await?,
@@ -66,25 +68,26 @@ async fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(text: &str) {
+pub(super) fn print(text: &str) {
     // A reader that went away, `head` for example, is no failure.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-fn pretty(value: &Value) -> String {
+pub(super) fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).expect("a JSON value can be written")
 }
 
 /// Opens the database and closes it after the work: the given one; that of a service which runs on the data directory; or
 /// its server is started for this. Neither makes a database nor migrates one: that is for `serve` and `migrate`.
-async fn with_database(
+pub(super) async fn with_database(
     args: DatabaseArgs,
+    connections: usize,
     work: impl AsyncFnOnce(Store) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (format, filter) = args.logging("warn")?;
     telemetry::init(format, &filter)?;
     let database = app::open_database(&DatabaseConfig::new(args)?, Use::AsItIs).await?;
-    let store = Store::new(&database.url, 1);
+    let store = Store::new(&database.url, connections);
     let outcome = work(store.clone()).await;
     store.close();
     database.close().await?;
@@ -105,10 +108,10 @@ async fn keys(command: KeysCommand) -> anyhow::Result<()> {
                 .map(|at| at.context("--expires-in reaches beyond the end of time; leave it out for ever"))
                 .transpose()?;
             let new = NewApiKey { organization, name, can_write: !read_only, expires_at };
-            with_database(database, async |store| create_key(&store, &new, now, json).await).await
+            with_database(database, 1, async |store| create_key(&store, &new, now, json).await).await
         }
         KeysCommand::List { json, database } => {
-            with_database(database, async |store| {
+            with_database(database, 1, async |store| {
                 let keys = store.list_api_keys().await?;
                 print(&if json { keys_as_json(&keys) } else { keys_as_table(&keys, now) });
                 Ok(())
@@ -116,7 +119,7 @@ async fn keys(command: KeysCommand) -> anyhow::Result<()> {
             .await
         }
         KeysCommand::Revoke { id, organization, database } => {
-            with_database(database, async |store| match store.revoke_api_key(&organization, id, now).await? {
+            with_database(database, 1, async |store| match store.revoke_api_key(&organization, id, now).await? {
                 KeyRevocation::Revoked => {
                     // Then it is true also of services that run.
                     tokio::time::sleep(KEY_TRUST).await;
@@ -206,7 +209,7 @@ fn keys_as_table(keys: &[ApiKey], now: DateTime<Utc>) -> String {
 /// Exit code 2 where something does not agree, to tell it from a check that could not be made.
 async fn verify(json: bool, database: DatabaseArgs) -> anyhow::Result<ExitCode> {
     let mut found = Vec::new();
-    with_database(database, async |store| {
+    with_database(database, 1, async |store| {
         for (organization, name) in store.organizations().await? {
             found.push(store.verify(organization, &name).await?);
         }

@@ -253,7 +253,7 @@ impl Task {
         self.summary.status = progress.status;
         self.summary.internal_status.clone_from(&progress.internal_status);
         self.summary.result.clone_from(&progress.result);
-        self.summary.title = self.turn.title();
+        self.summary.title = self.turn.title().map(str::to_owned);
         self.summary.updated_at = self.summary.updated_at.max(now);
     }
 }

@@ -47,21 +47,22 @@ pub struct Turn {
 
 impl Turn {
     /// What lists call this turn: its title, else its text; an empty text is none.
-    pub fn title(&self) -> Option<String> {
+    pub fn title(&self) -> Option<&str> {
         title(&self.request, &self.input)
     }
 }
 
 impl Invocation {
     /// What lists will call this turn: its title, else its text; an empty text is none.
-    pub fn title(&self) -> Option<String> {
+    pub fn title(&self) -> Option<&str> {
         title(&self.request, &self.input)
     }
 }
 
-fn title(request: &Request, input: &Input) -> Option<String> {
-    let text = || input.text.clone().filter(|text| !text.is_empty());
-    request.title.clone().or_else(text)
+/// What lists call a turn: its title, else its text; an empty text is none.
+pub(super) fn title<'a>(request: &'a Request, input: &'a Input) -> Option<&'a str> {
+    let text = || input.text.as_deref().filter(|text| !text.is_empty());
+    request.title.as_deref().or_else(text)
 }
 
 /// What the agent is asked.

@@ -281,6 +281,18 @@ impl Store {
         Ok(outcome)
     }
 
+    /// The organisation with a name, created if there is none; and whether it was.
+    pub async fn ensure_organization(
+        &self,
+        name: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(OrganizationId, bool), StoreError> {
+        let mut connection = self.pool.get().await?;
+        let organization = ensure_organization(&mut connection, name, now).await?;
+        connection.done();
+        Ok(organization)
+    }
+
     /// Makes a key. Returns its id, the key itself (this once), and whether the organisation is new.
     pub async fn create_api_key(
         &self,

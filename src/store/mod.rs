@@ -9,6 +9,7 @@ mod pool;
 mod record;
 mod tasks;
 mod threads;
+mod transfer;
 mod verify;
 mod watch;
 mod writer;

@@ -325,9 +325,6 @@ async fn upsert_tasks(
     organization: OrganizationId,
     turns: &[NewTurn],
 ) -> Result<Vec<Option<Task>>, StoreError> {
-    fn column<'a, T>(turns: &'a [NewTurn], value: impl Fn(&'a NewTurn) -> T) -> Vec<T> {
-        turns.iter().map(value).collect()
-    }
     // A task's row is locked by the upsert, so concurrent turns of one conversation queue up here and each gets a
     // number of its own; in the order of their ids, so that two statements that meet wait and don't deadlock. A task of
     // another agent fails the condition, and then nothing is written at all.
@@ -395,7 +392,7 @@ async fn upsert_tasks(
         &column(turns, |turn| turn.invocation.triggering_agent_id.as_ref().map(AgentId::as_str))
             as &[Option<&str>],
         &column(turns, |turn| turn.invocation.source.as_str()) as &[&str],
-        &column(turns, |turn| turn.invocation.title()) as &[Option<String>],
+        &column(turns, |turn| turn.invocation.title()) as &[Option<&str>],
         &column(turns, |turn| turn.input.as_str()) as &[&str],
         &column(turns, |turn| turn.request.as_str()) as &[&str],
         &column(turns, |turn| watch::bucket(organization, &turn.invocation.id)),
@@ -469,9 +466,6 @@ async fn update_tasks(
     organization: OrganizationId,
     tasks: &[&Task],
 ) -> Result<(), StoreError> {
-    fn column<'a, T>(tasks: &[&'a Task], value: impl Fn(&'a Task) -> T) -> Vec<T> {
-        tasks.iter().map(|task| value(task)).collect()
-    }
     fn progress<'a, T>(tasks: &[&'a Task], value: impl Fn(&'a Progress) -> T) -> Vec<T> {
         tasks.iter().map(|task| value(&task.turn.progress)).collect()
     }
@@ -567,7 +561,12 @@ async fn insert_event(
     Ok(())
 }
 
+/// What an array parameter binds: one value of each row.
+pub(super) fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
 /// JSON as text, which the statements cast. sqlx would bind it as jsonb, and that sorts keys.
-fn to_json(value: &impl Serialize) -> String {
+pub(super) fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("texts, numbers and flags can be written as JSON")
 }

@@ -23,6 +23,7 @@ mod readme;
 mod service;
 mod tasks;
 mod tidy;
+mod transfer;
 mod writes;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         service::tests(),
         tasks::tests(),
         tidy::tests(),
+        transfer::tests(),
         writes::tests(),
     ];
     if arguments.list {

@@ -231,6 +231,8 @@ async fn every_command_explains_itself() {
         vec!["keys", "create", "--help"],
         vec!["keys", "list", "--help"],
         vec!["keys", "revoke", "--help"],
+        vec!["import", "--help"],
+        vec!["export", "--help"],
         vec!["verify", "--help"],
         vec!["openapi", "--help"],
         vec!["healthcheck", "--help"],

@@ -1,0 +1,212 @@
+//! Tasks out of one database and into another.
+
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::cluster;
+use crate::harness::{TestApp, tests};
+use crate::process::{self, text};
+
+tests![
+    what_is_exported_can_be_imported,
+    importing_again_changes_nothing,
+    bad_lines_are_named,
+    an_import_is_resumed,
+];
+
+/// Runs the program on the app's database.
+async fn run(app: &TestApp, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_task-history"));
+    command.args(arguments).env("DATABASE_URL", cluster::url_of(&app.database)).kill_on_drop(true);
+    process::run(command).await
+}
+
+/// Tasks with all that a task can have.
+async fn record_tasks(app: &TestApp) {
+    let user =
+        json!({ "id": "u1", "email": "u1@example.com", "additional_attributes": { "z": 1.50, "a": [null] } });
+    let body = json!({
+        "id": "é \"quoted\"", "title": "A title", "input": { "text": "one\n", "files": ["f"], "user": user },
+        "payload_extension": { "b": 1, "a": 12_345_678_901_234_567_890_u64 }, "source": "dashboard",
+        "llm_reasoning_effort": "high", "mcp_servers": [{ "name": "m" }]
+    });
+    app.invoke("a", body).await.ok();
+    app.advance(1.25);
+    app.report("%C3%A9%20%22quoted%22", json!({ "status": "executing" })).await.ok();
+    let push = json!([{ "type": "think", "data": { "b": 1, "a": "hm" } }, { "type": "chunk", "data": "x" }]);
+    app.request("POST", "/agent-execution/%C3%A9%20%22quoted%22/events/push", Some(push)).await.ok();
+    let outcome = json!({
+        "status": "paused", "result": "R", "internal_status": "half", "tokens": { "total_tokens": 5 },
+        "hitl_request": { "wait_node_id": "w" }, "title": "Another title"
+    });
+    app.report("%C3%A9%20%22quoted%22", outcome).await.ok();
+    for text in ["first", "second", "third"] {
+        app.advance(0.5);
+        let body = json!({ "id": "t", "input": { "text": text }, "parent_execution_id": "p", "triggering_agent_id": "g" });
+        app.invoke("b", body).await.ok();
+        app.report("t", json!({ "status": "completed", "result": text })).await.ok();
+    }
+    app.invoke("b", json!({ "id": "stopped", "input": {} })).await.ok();
+    app.request("POST", "/v1/tasks/stopped/stop", None).await.ok();
+}
+
+async fn what_is_exported_can_be_imported() {
+    let app = TestApp::start().await;
+    record_tasks(&app).await;
+    let exported = run(&app, &["export"]).await;
+    assert!(exported.status.success(), "{}", text(&exported.stderr));
+    assert_eq!(text(&exported.stdout).lines().count(), 3);
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("tasks.ndjson").display().to_string();
+    let said = run(&app, &["export", "--file", &file]).await;
+    assert_eq!(text(&said.stdout), "3 tasks exported.\n");
+    let refused = run(&app, &["export", "--file", &file]).await;
+    assert!(text(&refused.stderr).contains("is not overwritten"), "{}", text(&refused.stderr));
+
+    let other = TestApp::start().await;
+    let imported = run(&other, &["import", &file, "--json"]).await;
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+    let summary: Value = serde_json::from_str(text(&imported.stdout)).expect("JSON");
+    assert_eq!((&summary["imported"], &summary["already_there"]), (&json!(3), &json!(0)));
+    let again = run(&other, &["export"]).await;
+    assert_eq!(text(&again.stdout), text(&exported.stdout), "byte by byte");
+    for path in
+        ["/v1/tasks", "/v1/tasks/t", "/v1/tasks/%C3%A9%20%22quoted%22", "/v1/tasks/t/thread", "/activity/b/t"]
+    {
+        let (before, after) = (app.get(path).await.ok(), other.get(path).await.ok());
+        let renamed =
+            before.to_string().replace(&app.organization.to_string(), &other.organization.to_string());
+        assert_eq!(after.to_string(), renamed, "{path}");
+    }
+    assert_eq!(other.get("/v1/tasks?status=completed&internal_status=x").await.ok()["total"], 0);
+    assert_eq!(other.get("/v1/tasks?internal_status=half").await.ok()["total"], 1);
+    let verified = run(&other, &["verify"]).await;
+    assert!(verified.status.success(), "{}", text(&verified.stdout));
+    // The conversation goes on where it was.
+    other.invoke("b", json!({ "id": "t", "input": { "text": "fourth" } })).await.ok();
+    assert_eq!(other.get("/v1/tasks/t/thread").await.ok()[6]["content"], "fourth");
+    let of_agent = run(&other, &["export", "--agent-id", "a"]).await;
+    assert_eq!(text(&of_agent.stdout).lines().count(), 1);
+    let unknown = run(&other, &["export", "--organization", "nobody"]).await;
+    assert!(text(&unknown.stderr).contains("there is no organisation `nobody`"));
+}
+
+async fn importing_again_changes_nothing() {
+    let app = TestApp::start().await;
+    record_tasks(&app).await;
+    let before = text(&run(&app, &["export"]).await.stdout).to_owned();
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("tasks.ndjson");
+    // One of them has another result here, and one comes twice.
+    let changed = before.replace("third", "other").replace(r#""id":"stopped""#, r#""id":"new""#);
+    std::fs::write(&file, format!("{changed}{changed}\n\n")).expect("written");
+    let imported = run(&app, &["import", &file.display().to_string(), "--json"]).await;
+    let summary: Value = serde_json::from_str(text(&imported.stdout)).expect("JSON");
+    assert_eq!((&summary["imported"], &summary["already_there"]), (&json!(1), &json!(5)));
+    app.request("DELETE", "/v1/tasks/new", None).await;
+    assert_eq!(text(&run(&app, &["export"]).await.stdout), before);
+}
+
+async fn bad_lines_are_named() {
+    let app = TestApp::start().await;
+    let good = |id: &str| {
+        json!({
+            "id": id, "agent_id": "a", "source": "api", "created_at": "2026-01-01T00:00:00Z",
+            "updated_at": "2026-01-01T00:00:00Z",
+            "turns": [{ "input": { "text": "x" }, "status": "completed", "created_at": "2026-01-01T00:00:00Z" }]
+        })
+    };
+    let with = |name: &str, value: Value| {
+        let mut record = good("bad");
+        record[name] = value;
+        record.to_string()
+    };
+    let turn = |name: &str, value: Value| {
+        let mut record = good("bad");
+        record["turns"][0][name] = value;
+        record.to_string()
+    };
+    let bad = [
+        ("{".to_owned(), "EOF while parsing"),
+        ("\u{fffd}".to_owned(), "expected value"),
+        (with("id", "x".repeat(256).into()), "at most 255 characters"),
+        (with("id", "".into()), "must not be empty"),
+        (with("agent_id", Value::Null), "invalid type: null"),
+        (with("title", "a\0b".into()), "contains NUL"),
+        (turn("input", json!({ "text": "a\0b" })), "contains NUL"),
+        (turn("status", "done".into()), "unknown variant `done`"),
+        (with("turns", json!([])), "at least one turn"),
+        (with("created_at", "yesterday".into()), "invalid characters"),
+        (with("unheard_of", 1.into()), "unknown field `unheard_of`"),
+        (
+            with(
+                "events",
+                json!([{ "event": 0, "turn": 1, "type": "t", "data": 1, "created_at": "2026-01-01T00:00:00Z" }]),
+            ),
+            "numbered from 1",
+        ),
+    ];
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("tasks.ndjson").display().to_string();
+    let write = |lines: &[String]| std::fs::write(&file, lines.join("\n")).expect("written");
+
+    let mut lines = vec![good("first").to_string()];
+    lines.extend(bad.iter().map(|(line, _)| line.clone()));
+    lines.push(good("last").to_string());
+    write(&lines);
+    let skipped = run(&app, &["import", &file, "--on-error", "skip"]).await;
+    let told = text(&skipped.stderr);
+    assert!(skipped.status.success(), "{told}");
+    assert_eq!(told.lines().count(), bad.len(), "{told}");
+    for (line, (number, (_, reason))) in told.lines().zip((2..).zip(&bad)) {
+        assert!(
+            line.starts_with(&format!("line {number} is passed over: ")) && line.contains(reason),
+            "{line}"
+        );
+    }
+    assert!(text(&skipped.stdout).starts_with("2 tasks imported, 0 were there already, 12 bad lines"));
+    assert_eq!(app.get("/v1/tasks").await.ok()["total"], 2);
+
+    write(&[good("before").to_string(), bad[0].0.clone(), good("after").to_string()]);
+    let stopped = run(&app, &["import", &file]).await;
+    assert_eq!(stopped.status.code(), Some(1));
+    assert!(text(&stopped.stderr).contains("line 2: EOF"), "{}", text(&stopped.stderr));
+    assert_eq!(app.get("/v1/tasks/before").await.status, 200);
+    assert_eq!(app.get("/v1/tasks/after").await.status, 404);
+    let missing = run(&app, &["import", "/no/such/file"]).await;
+    assert!(text(&missing.stderr).contains("can't read /no/such/file"));
+}
+
+/// An import that fails half way keeps what it wrote, and the next goes on.
+async fn an_import_is_resumed() {
+    let app = TestApp::start().await;
+    let lines = (0..1300).map(|n| {
+        json!({
+            "id": format!("t{n:04}"), "agent_id": format!("a{}", n % 3), "source": "api",
+            "created_at": format!("2026-01-01T{:02}:{:02}:00Z", n / 60 % 24, n % 60), "updated_at": "2026-02-01T00:00:00Z",
+            "turns": [{ "input": { "text": "x" }, "status": "failed", "created_at": "2026-01-01T00:00:00Z" }]
+        })
+        .to_string()
+    });
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("tasks.ndjson").display().to_string();
+    std::fs::write(&file, lines.collect::<Vec<_>>().join("\n")).expect("written");
+    let constraint = "ALTER TABLE tasks ADD CONSTRAINT broken CHECK (id <> 't1100')";
+    cluster::execute(&app.database, constraint).await;
+    let failed = run(&app, &["import", &file, "--json"]).await;
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(text(&failed.stderr).contains("Importing the file again goes on"), "{}", text(&failed.stderr));
+    assert_eq!(app.get("/v1/tasks").await.ok()["total"], 1000);
+    cluster::execute(&app.database, "ALTER TABLE tasks DROP CONSTRAINT broken").await;
+    let resumed = run(&app, &["import", &file]).await;
+    assert!(
+        text(&resumed.stdout).starts_with("300 tasks imported, 1000 were there already"),
+        "{}",
+        text(&resumed.stdout)
+    );
+    assert_eq!(app.get("/v1/tasks").await.ok()["total"], 1300);
+    assert!(run(&app, &["verify"]).await.status.success());
+}
