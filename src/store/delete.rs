@@ -16,17 +16,18 @@ impl Store {
         let tree = sqlx::query_scalar!(
             r#"
             WITH RECURSIVE tree AS (
-                SELECT id FROM tasks WHERE organization_id = $1 AND id = $2
+                SELECT organization_id, id FROM tasks WHERE organization_id = $1 AND id = $2
                 UNION
-                SELECT child.id
+                SELECT child.organization_id, child.id
                 FROM tree
-                JOIN tasks child ON child.organization_id = $1 AND child.parent_task_id = tree.id
+                JOIN tasks child
+                    ON child.organization_id = tree.organization_id AND child.parent_task_id = tree.id
             )
-            SELECT id AS "id: TaskId"
-            FROM tasks
-            WHERE organization_id = $1 AND id IN (SELECT id FROM tree)
-            ORDER BY id
-            FOR UPDATE
+            SELECT tasks.id AS "id: TaskId"
+            FROM tree
+            JOIN tasks ON tasks.organization_id = tree.organization_id AND tasks.id = tree.id
+            ORDER BY tasks.id
+            FOR UPDATE OF tasks
             "#,
             organization as OrganizationId,
             id as &TaskId

@@ -112,6 +112,8 @@ impl Store {
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
             // Waiting for a lock, a server does not notice by itself that its client has gone.
             ("client_connection_check_interval", "1s"),
+            // Every list has its index, whatever the values; planning for each of them costs as much as reading a page.
+            ("plan_cache_mode", "force_generic_plan"),
         ]);
         let pool = Pool::new(options.clone(), connections);
         Self {

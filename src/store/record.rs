@@ -410,6 +410,10 @@ fn by_id(rows: Vec<TaskRow>) -> Result<HashMap<TaskId, Task>, StoreError> {
     rows.into_iter().map(|row| row.into_task().map(|task| (task.summary.id.clone(), task))).collect()
 }
 
+// In the statements about several tasks the organisation is a column of what they look for. As a value of its own it
+// would tell the planner how few tasks a new organisation has had when statistics were last made, and it would read all of
+// them, which may have become many.
+
 /// Locks tasks' rows until the transaction ends, in the order of their ids, so that two transactions that meet wait and
 /// don't deadlock; says which of them somebody watches.
 async fn lock_tasks(
@@ -419,11 +423,14 @@ async fn lock_tasks(
 ) -> Result<HashSet<TaskId>, StoreError> {
     let locked = sqlx::query_scalar!(
         r#"
-        SELECT id AS "id: TaskId"
-        FROM tasks
-        WHERE organization_id = $1 AND id = ANY($2)
-        ORDER BY id
-        FOR UPDATE
+        WITH wanted AS MATERIALIZED (
+            SELECT $1::uuid AS organization_id, id COLLATE "C" AS id FROM unnest($2::text[]) AS id
+        )
+        SELECT tasks.id AS "id: TaskId"
+        FROM wanted
+        JOIN tasks ON tasks.organization_id = wanted.organization_id AND tasks.id = wanted.id
+        ORDER BY tasks.id
+        FOR UPDATE OF tasks
         "#,
         organization as OrganizationId,
         ids as &[TaskId]
@@ -446,11 +453,15 @@ async fn fetch_tasks(
     ids: &[TaskId],
 ) -> Result<HashMap<TaskId, Task>, StoreError> {
     let rows = select_task!(
-        "",
         r#"
-        FROM tasks t
+        WITH wanted AS MATERIALIZED (
+            SELECT $1::uuid AS organization_id, id COLLATE "C" AS id FROM unnest($2::text[]) AS id
+        )
+        "#,
+        r#"
+        FROM wanted
+        JOIN tasks t ON t.organization_id = wanted.organization_id AND t.id = wanted.id
         JOIN task_turns l ON l.organization_id = t.organization_id AND l.task_id = t.id AND l.turn = t.turns
-        WHERE t.organization_id = $1 AND t.id = ANY($2)
         "#,
         organization as OrganizationId,
         ids as &[TaskId]
@@ -474,8 +485,8 @@ async fn update_tasks(
     }
     sqlx::query!(
         r#"
-        WITH new AS (
-            SELECT id COLLATE "C" AS id, turn, status::task_status AS status, internal_status, source, title, result,
+        WITH new AS MATERIALIZED (
+            SELECT $1::uuid AS organization_id, id COLLATE "C" AS id, turn, status::task_status AS status, internal_status, source, title, result,
                    updated_at, events, request, reported, last_executed_node_id, is_manually_stopped, started_at,
                    paused_at, finished_at
             FROM unnest(
@@ -492,7 +503,7 @@ async fn update_tasks(
             SET status = new.status, internal_status = new.internal_status, source = new.source, title = new.title,
                 result = new.result, updated_at = new.updated_at, events = new.events
             FROM new
-            WHERE organization_id = $1 AND tasks.id = new.id
+            WHERE tasks.organization_id = new.organization_id AND tasks.id = new.id
         )
         UPDATE task_turns AS l
         SET request = new.request::json, reported = new.reported::json, status = new.status,
@@ -500,7 +511,7 @@ async fn update_tasks(
             last_executed_node_id = new.last_executed_node_id, is_manually_stopped = new.is_manually_stopped,
             started_at = new.started_at, paused_at = new.paused_at, finished_at = new.finished_at
         FROM new
-        WHERE organization_id = $1 AND task_id = new.id AND l.turn = new.turn
+        WHERE l.organization_id = new.organization_id AND l.task_id = new.id AND l.turn = new.turn
         "#,
         organization as OrganizationId,
         &column(tasks, |task| task.summary.id.as_str()) as &[&str],

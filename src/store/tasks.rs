@@ -211,6 +211,9 @@ pub(super) async fn fetch_task(
 /// How many tasks may come before a page whose way is not worth looking up.
 const SHALLOW: i64 = 100;
 
+// Statements are planned once and not for each value (`Store::new`), and then the planner takes a LIMIT that is bound for a
+// tenth of the table. A literal one below it says what it can be at most: SHALLOW and a page of 1,000, and one more.
+
 /// Page and total in one statement, so that both are of one snapshot.
 fn list_statement(
     start: &'static str,
@@ -237,8 +240,8 @@ fn list_statement(
     }
     sql.push(
         " AS total, page.* FROM (SELECT) AS always LEFT JOIN (\
-         SELECT t.id, agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status, source, \
-         title, result, created_at, updated_at FROM ",
+         SELECT t.id, t.agent_id, t.user_id, t.parent_task_id, t.triggering_agent_id, t.status, t.internal_status, \
+         t.source, t.title, t.result, t.created_at, t.updated_at FROM ",
     );
     // What is skipped shall not be fetched from the table, so the ids alone are looked for first, in an index. A page
     // that skips little is had at once.
@@ -246,11 +249,11 @@ fn list_statement(
     if ids_first {
         sql.push("(SELECT id FROM tasks");
     } else {
-        sql.push("tasks AS t");
+        sql.push("(SELECT * FROM tasks");
     }
     push_filter(&mut sql, organization, filter);
     match page.position() {
-        Position::Number => {
+        Position::Number if ids_first => {
             if way.is_some() {
                 sql.push(" AND created_at < (SELECT until FROM hour)");
             }
@@ -259,23 +262,27 @@ fn list_statement(
             if way.is_some() {
                 sql.push(" - (SELECT before FROM hour)");
             }
+            sql.push(") AS found JOIN tasks AS t ON t.organization_id = ").push_bind(organization);
+            sql.push(" AND t.id = found.id");
+        }
+        Position::Number => {
+            sql.push(" ORDER BY created_at DESC, id DESC LIMIT 1101) AS t ORDER BY created_at DESC, id DESC LIMIT ");
+            sql.push_bind(page.limit()).push(" OFFSET ").push_bind(offset);
         }
         // A row comparison, not its OR expansion: only this form is an index condition. One task more than asked for
         // tells whether there are more.
         Position::After(Cursor { created_at, id }) => {
             sql.push(" AND (created_at, id) < (").push_bind(*created_at);
             sql.push(", ").push_bind(id.clone());
-            sql.push(") ORDER BY created_at DESC, id DESC LIMIT ").push_bind(page.limit() + 1);
+            sql.push(") ORDER BY created_at DESC, id DESC LIMIT 1101) AS t ORDER BY created_at DESC, id DESC LIMIT ");
+            sql.push_bind(page.limit() + 1);
         }
         Position::Before(Cursor { created_at, id }) => {
             sql.push(" AND (created_at, id) > (").push_bind(*created_at);
             sql.push(", ").push_bind(id.clone());
-            sql.push(") ORDER BY created_at, id LIMIT ").push_bind(page.limit() + 1);
+            sql.push(") ORDER BY created_at, id LIMIT 1101) AS t ORDER BY created_at, id LIMIT ");
+            sql.push_bind(page.limit() + 1);
         }
-    }
-    if ids_first {
-        sql.push(") AS found JOIN tasks AS t ON t.organization_id = ").push_bind(organization);
-        sql.push(" AND t.id = found.id");
     }
     sql.push(") AS page ON true ORDER BY page.created_at DESC, page.id DESC");
     sql
