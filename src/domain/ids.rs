@@ -8,8 +8,7 @@ use uuid::Uuid;
 /// Longest id or label, in characters.
 const MAX_CHARS: usize = 255;
 
-/// Longest id or label, in bytes of UTF-8. Three of them share an index entry, which PostgreSQL limits to 2,704
-/// bytes; 255 characters of any script but the rarest fit.
+/// Longest id or label, in bytes of UTF-8. Six of them share an index entry, which PostgreSQL limits to 2,704 bytes.
 const MAX_BYTES: usize = 430;
 
 /// Why a text can't be an id or a label.
