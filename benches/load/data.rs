@@ -277,7 +277,8 @@ impl Record {
 impl Turn {
     /// What was asked, as JSON.
     pub(crate) fn input(&self, user: Option<&str>) -> String {
-        let user = user.map_or_else(|| "null".to_owned(), |id| format!(r#"{{"id":"{id}","email":"{id}@example.com"}}"#));
+        let user = user
+            .map_or_else(|| "null".to_owned(), |id| format!(r#"{{"id":"{id}","email":"{id}@example.com"}}"#));
         format!(r#"{{"text":"{}","files":[],"user":{user}}}"#, self.text)
     }
 
