@@ -209,3 +209,50 @@ async fn write_batch<W: Write>(write: W, batch: Batch<W>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone)]
+    struct Sizes;
+
+    impl Write for Sizes {
+        type Item = (TaskId, usize);
+        type Outcome = ();
+
+        fn task<'a>(&self, item: &'a Self::Item) -> &'a TaskId {
+            &item.0
+        }
+
+        fn size(&self, item: &Self::Item) -> usize {
+            item.1
+        }
+
+        async fn write(&self, _: OrganizationId, items: &[Self::Item]) -> Result<Vec<()>, StoreError> {
+            Ok(vec![(); items.len()])
+        }
+    }
+
+    #[test]
+    fn a_later_item_of_a_task_does_not_overtake_an_earlier_one() {
+        let writer = Writer::new(Sizes);
+        let organization = OrganizationId::generate();
+        for (task, size) in [("a", MAX_BATCH_BYTES), ("b", MAX_BATCH_BYTES), ("b", 0), ("c", 0)] {
+            let item = (TaskId::parse(task).expect("an id"), size);
+            let (reply, _) = oneshot::channel();
+            let mut state = writer.lock();
+            state.waiting_bytes += size;
+            state.waiting.push_back(Waiting { organization, item, size, reply });
+        }
+        writer.lock().workers = 1;
+        let mut taken = Vec::new();
+        while let Some(batch) = writer.take() {
+            let tasks: Vec<_> =
+                batch.items.iter().map(|(task, size)| format!("{task} {}", *size > 0)).collect();
+            writer.lock().busy.clear();
+            taken.push(tasks);
+        }
+        assert_eq!(taken, [vec!["a true", "c false"], vec!["b true"], vec!["b false"]]);
+    }
+}
