@@ -1,5 +1,6 @@
 //! Importing and exporting tasks, a line of JSON each.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::commands::{pretty, print, with_database};
 use super::{ExportArgs, ImportArgs, OnError};
-use crate::domain::{AgentId, Clock, OrganizationId, TaskRecord};
+use crate::domain::{AgentId, Clock, OrganizationId, TaskId, TaskRecord};
 use crate::store::Store;
 
 /// Most tasks that are written in one transaction.
@@ -108,23 +109,37 @@ async fn run_import(
     };
     let mut writing = JoinSet::new();
     let mut failed = None;
+    // The tasks that are being written, each in one batch only.
+    let mut under_way: HashSet<TaskId> = HashSet::new();
     loop {
         // The next batch is taken when there is somebody to write it, so few are held at once.
         if writing.len() >= WRITERS || failed.is_some() {
             match writing.join_next().await {
-                Some(written) => failed = failed.or(finish_batch(written, tally, progress).err()),
+                Some(written) => {
+                    failed = failed.or(finish_batch(written, &mut under_way, tally, progress).err())
+                }
                 None => break,
             }
             continue;
         }
         let Some(batch) = batches.recv().await else { break };
+        // Of two tasks with one id the first is imported, so the second waits until that is written.
+        if batch.records.iter().any(|record| under_way.contains(&record.id)) {
+            while let Some(written) = writing.join_next().await {
+                failed = failed.or(finish_batch(written, &mut under_way, tally, progress).err());
+            }
+            if failed.is_some() {
+                break;
+            }
+        }
+        under_way.extend(batch.records.iter().map(|record| record.id.clone()));
         let store = store.clone();
         writing.spawn(async move { write_batch(&store, organization, batch).await });
     }
     stopped.store(true, Ordering::Relaxed);
     batches.close();
     while let Some(written) = writing.join_next().await {
-        failed = failed.or(finish_batch(written, tally, progress).err());
+        failed = failed.or(finish_batch(written, &mut under_way, tally, progress).err());
     }
     // What could not be written is the reason for what could not be read any more.
     let read = reader.await?;
@@ -147,10 +162,14 @@ async fn write_batch(
 
 fn finish_batch(
     written: Result<anyhow::Result<(Batch, usize)>, tokio::task::JoinError>,
+    under_way: &mut HashSet<TaskId>,
     tally: &Mutex<Tally>,
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let (batch, imported) = written??;
+    for record in &batch.records {
+        under_way.remove(&record.id);
+    }
     let mut tally = tally.lock().expect("nobody panics with it");
     tally.imported += imported;
     tally.present += batch.records.len() - imported;
@@ -169,7 +188,7 @@ fn read_batches(
     let mut input = BufReader::with_capacity(1 << 18, input);
     let empty = || Batch { records: Vec::new(), bytes: 0, last_line: 0 };
     let mut batch = empty();
-    let mut ids = std::collections::HashSet::new();
+    let mut ids = HashSet::new();
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();

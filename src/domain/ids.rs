@@ -114,8 +114,9 @@ impl TaskId {
 
 /// An organisation: the tenant that owns tasks.
 ///
-/// It has no public constructor. The store reads it from the row of an authenticated API key, and there is no other
-/// way to get one, so a statement can't be run for an organisation that its caller doesn't belong to.
+/// It has no public constructor. For a request, the store reads it from the row of an authenticated API key, and there is
+/// no other way to get one, so a statement can't be run for an organisation that its caller doesn't belong to. The
+/// commands of an operator, who has the whole database, find one by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
 #[serde(transparent)]
 #[sqlx(transparent)]
