@@ -116,7 +116,7 @@ async fn run_import(
         if writing.len() >= WRITERS || failed.is_some() {
             match writing.join_next().await {
                 Some(written) => {
-                    failed = failed.or(finish_batch(written, &mut under_way, tally, progress).err())
+                    failed = failed.or(finish_batch(written, &mut under_way, tally, progress).err());
                 }
                 None => break,
             }
