@@ -30,7 +30,8 @@ impl Rows {
         organization: &str,
         records: impl Iterator<Item = Record>,
     ) -> anyhow::Result<Self> {
-        let rows = Self { tasks: directory.join("tasks.copy"), turns: directory.join("task_turns.copy") };
+        let path = |table: &str| directory.join(format!("{organization}-{table}.copy"));
+        let rows = Self { tasks: path("tasks"), turns: path("task_turns") };
         let mut tasks = BufWriter::new(File::create(&rows.tasks)?);
         let mut turns = BufWriter::new(File::create(&rows.turns)?);
         for record in records {

@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, Row};
 
 use crate::http::Client;
+use crate::pgbench::Script;
 use crate::service::{Programs, Service};
 
 /// Connects as the superuser, over the server's own socket.
@@ -108,20 +109,18 @@ impl Recorder {
         Ok(Self { service: recording, client, log: service.directory.join("postgres.log") })
     }
 
-    /// The statements behind a request, with their values in them, as a script: all but those that ask whose key it is.
-    pub(crate) async fn record(&mut self, request: &[u8]) -> anyhow::Result<String> {
+    /// The statements behind a request, all but those that ask whose key it is, as scripts: with their parameters, and
+    /// with their values written in.
+    pub(crate) async fn record(&mut self, request: &[u8]) -> anyhow::Result<[Script; 2]> {
         // The first request opens connections; what that takes is no part of the second.
         self.client.send(request).await?;
         let before = fs::metadata(&self.log)?.len();
         self.client.send(request).await?;
         let statements = statements(&read_from(&self.log, before)?);
-        let asked: Vec<&str> = statements
-            .iter()
-            .map(String::as_str)
-            .filter(|statement| !statement.contains("api_keys"))
-            .collect();
+        let asked: Vec<Statement> =
+            statements.into_iter().filter(|statement| !statement.text.contains("api_keys")).collect();
         ensure!(!asked.is_empty(), "the server's log has no statement of the request");
-        Ok(asked.join(";\n") + ";\n")
+        Ok([script(&asked, false), script(&asked, true)])
     }
 
     pub(crate) async fn stop(self, connection: &mut PgConnection) -> anyhow::Result<()> {
@@ -139,84 +138,113 @@ fn read_from(path: &Path, start: u64) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The statements that a server's log says were executed, with their values in them.
-fn statements(log: &str) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
+/// A statement as the server was sent it, and the values of its parameters; `None` is NULL.
+struct Statement {
+    text: String,
+    values: Vec<Option<String>>,
+}
+
+/// The statements that a server's log says were executed.
+fn statements(log: &str) -> Vec<Statement> {
+    let mut found: Vec<Statement> = Vec::new();
     let mut is_executed = false;
     // Lines of one entry after its first begin with a tab.
     for entry in log.replace("\n\t", "\u{1}").lines() {
         let entry = entry.replace('\u{1}', "\n");
-        if let Some((_, text)) = entry.split_once("LOG:  duration: ") {
-            let executed = text.split_once(" ms  execute ").and_then(|(_, rest)| rest.split_once(": "));
-            let sent = text.split_once(" ms  statement: ");
-            is_executed = executed.is_some() || sent.is_some();
-            found.extend(executed.or(sent).map(|(_, statement)| statement.trim().to_owned()));
+        if let Some((_, said)) = entry.split_once("LOG:  duration: ") {
+            let executed = said.split_once(" ms  execute ").and_then(|(_, rest)| rest.split_once(": "));
+            let sent = executed.or_else(|| said.split_once(" ms  statement: "));
+            is_executed = sent.is_some();
+            found
+                .extend(sent.map(|(_, text)| Statement { text: text.trim().to_owned(), values: Vec::new() }));
         } else if let Some((_, values)) = entry.split_once("DETAIL:  parameters: ")
             && is_executed
             && let Some(last) = found.last_mut()
         {
-            *last = with_values(last, &parse_values(values));
+            last.values = parse_values(values);
         }
     }
     found
 }
 
-/// The values in `$1 = 'it''s', $2 = NULL`, as literals.
-fn parse_values(text: &str) -> Vec<String> {
+/// The values in `$1 = 'it''s', $2 = NULL`.
+fn parse_values(text: &str) -> Vec<Option<String>> {
     let mut values = Vec::new();
     let mut rest = text;
     while let Some((_, value)) = rest.split_once(" = ") {
-        if let Some(quoted) = value.strip_prefix('\'') {
-            let mut end = 0;
-            let bytes = quoted.as_bytes();
-            // Two quotes in a row are one of the value's.
-            while end < bytes.len() && (bytes[end] != b'\'' || bytes.get(end + 1) == Some(&b'\'')) {
-                end += if bytes[end] == b'\'' { 2 } else { 1 };
-            }
-            values.push(literal(&quoted[..end]));
-            rest = quoted.get(end + 1..).unwrap_or_default();
-        } else {
-            values.push("NULL".to_owned());
+        let Some(quoted) = value.strip_prefix('\'') else {
+            values.push(None);
             rest = value;
+            continue;
+        };
+        let bytes = quoted.as_bytes();
+        let mut end = 0;
+        // Two quotes in a row are one of the value's.
+        while end < bytes.len() && (bytes[end] != b'\'' || bytes.get(end + 1) == Some(&b'\'')) {
+            end += if bytes[end] == b'\'' { 2 } else { 1 };
         }
+        values.push(Some(quoted[..end].replace("\'\'", "'")));
+        rest = quoted.get(end + 1..).unwrap_or_default();
     }
     values
 }
 
-/// A literal of text whose quotes are doubled. A colon would begin a variable of `pgbench`'s.
-fn literal(doubled: &str) -> String {
+/// Statements for `pgbench`, with parameters, or with values in their places.
+fn script(statements: &[Statement], with_values: bool) -> Script {
+    let mut script = Script::default();
+    for (number, Statement { text, values }) in statements.iter().enumerate() {
+        // What is between quotes has no parameters.
+        for (at, part) in text.split('\'').enumerate() {
+            if at > 0 {
+                script.text.push('\'');
+            }
+            if at % 2 == 1 {
+                script.text.push_str(part);
+                continue;
+            }
+            push_part(&mut script.text, part, |place| {
+                let value = values.get(place.checked_sub(1)?)?;
+                Some(match value {
+                    None => "NULL".to_owned(),
+                    // No variable of pgbench's can be NULL or empty.
+                    Some(value) if with_values || value.is_empty() => literal(value),
+                    Some(_) => format!(":s{number}p{place}"),
+                })
+            });
+        }
+        script.text.push_str(";\n");
+        if !with_values {
+            let named = values.iter().enumerate().filter_map(|(at, value)| {
+                let value = value.clone().filter(|value| !value.is_empty())?;
+                Some((format!("s{number}p{}", at + 1), value))
+            });
+            script.variables.extend(named);
+        }
+    }
+    script
+}
+
+/// Writes a part of a statement with something else in the places of its parameters.
+fn push_part(out: &mut String, part: &str, instead: impl Fn(usize) -> Option<String>) {
+    let mut pieces = part.split('$');
+    out.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
+        let (place, rest) = piece.split_at(digits);
+        match place.parse().ok().and_then(&instead) {
+            Some(text) => out.push_str(&text),
+            None => out.extend(["$", place]),
+        }
+        out.push_str(rest);
+    }
+}
+
+/// A value as a literal. A colon would begin a variable of `pgbench`'s.
+fn literal(value: &str) -> String {
+    let doubled = value.replace('\'', "''");
     if doubled.contains([':', '\\']) {
         format!("E'{}'", doubled.replace('\\', "\\\\").replace(':', "\\x3a"))
     } else {
         format!("'{doubled}'")
     }
-}
-
-/// The statement with each `$n` replaced, but for those in literals.
-fn with_values(statement: &str, values: &[String]) -> String {
-    let mut made = String::new();
-    for (at, part) in statement.split('\'').enumerate() {
-        if at > 0 {
-            made.push('\'');
-        }
-        if at % 2 == 1 {
-            made.push_str(part);
-            continue;
-        }
-        let mut pieces = part.split('$');
-        made.push_str(pieces.next().unwrap_or_default());
-        for piece in pieces {
-            let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
-            let value =
-                piece[..digits].parse::<usize>().ok().and_then(|number| values.get(number.checked_sub(1)?));
-            if let Some(value) = value {
-                made.push_str(value);
-            } else {
-                made.push('$');
-                made.push_str(&piece[..digits]);
-            }
-            made.push_str(&piece[digits..]);
-        }
-    }
-    made
 }

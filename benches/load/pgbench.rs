@@ -10,6 +10,15 @@ use tokio::process::Command;
 use crate::numbers::percentile;
 use crate::service::{Programs, Service};
 
+/// Statements, and the variables in them. With variables they are planned once for all values.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Script {
+    pub(crate) text: String,
+    pub(crate) variables: Vec<(String, String)>,
+    /// Whether no trigger fires, those behind foreign keys included.
+    pub(crate) is_bare: bool,
+}
+
 /// Runs scripts against one server.
 pub(crate) struct Pgbench {
     program: PathBuf,
@@ -36,25 +45,33 @@ impl Pgbench {
         }
     }
 
-    /// Runs a script of SQL in prepared statements.
+    /// Runs a script in prepared statements.
     pub(crate) async fn run(
         &self,
-        script: &str,
+        script: &Script,
         clients: usize,
         duration: Duration,
     ) -> anyhow::Result<Floor> {
         let directory = tempfile::Builder::new().prefix("pgbench-").tempdir_in(&self.scratch)?;
         let file = directory.path().join("script.sql");
-        std::fs::write(&file, script)?;
+        std::fs::write(&file, &script.text)?;
         let mut command = Command::new(&self.program);
         command.args(["-n", "-M", "prepared", "-U", "postgres", "-h"]).arg(&self.socket);
         command.args(["-c", &clients.to_string(), "-j", &clients.min(2).to_string()]);
         command.args(["-T", &duration.as_secs().max(1).to_string()]).arg("-f").arg(&file);
+        for (name, value) in &script.variables {
+            command.arg("-D").arg(format!("{name}={value}"));
+        }
         if clients == 1 {
             // Every transaction in a line: what a mean says of a few hundred commits, the slowest of them decides.
             command.args(["-l", "--log-prefix"]).arg(directory.path().join("log"));
         }
-        command.arg("task_history").env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .arg("task_history")
+            .env_clear()
+            .env("PGOPTIONS", script.options())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let output = command.output().await.context("pgbench")?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "pgbench: {said}{}", String::from_utf8_lossy(&output.stderr));
@@ -71,6 +88,17 @@ impl Pgbench {
             _ => mean,
         };
         Ok(Floor { rate, latency, transactions })
+    }
+}
+
+impl Script {
+    /// Settings of its connections. Planning again and again, as PostgreSQL may choose to, would make the floor lower.
+    fn options(&self) -> &'static str {
+        if self.is_bare {
+            "-c plan_cache_mode=force_generic_plan -c session_replication_role=replica"
+        } else {
+            "-c plan_cache_mode=force_generic_plan"
+        }
     }
 }
 

@@ -77,9 +77,11 @@ struct Target {
 enum Limit {
     AtLeast(f64),
     AtMost(f64),
+    /// None; it is there to read another by.
+    None,
 }
 
-const TARGETS: [Target; 10] = [
+const TARGETS: [Target; 12] = [
     Target {
         name: "page-rate",
         what: "page 1 with its total, requests/s against pgbench",
@@ -106,8 +108,14 @@ const TARGETS: [Target; 10] = [
         what: "durable turns/s, 64 connections, against pgbench",
         limit: Limit::AtLeast(2.0),
     },
+    Target {
+        name: "write-rate-bare",
+        what: "  the same where no trigger fires for pgbench",
+        limit: Limit::None,
+    },
     Target { name: "write-alone", what: "p50 of one write alone against pgbench", limit: Limit::AtMost(1.2) },
     Target { name: "import", what: "imported records/s against COPY", limit: Limit::AtLeast(0.5) },
+    Target { name: "import-bare", what: "  the same where no trigger fires for COPY", limit: Limit::None },
     Target { name: "walk", what: "walking all pages, the last against the first", limit: Limit::AtMost(2.0) },
     Target { name: "memory", what: "most memory of the service under load, MiB", limit: Limit::AtMost(64.0) },
 ];
@@ -178,15 +186,17 @@ impl Report {
             let (limit, is_met) = match target.limit {
                 Limit::AtLeast(limit) => (format!(">= {limit}"), measured.map(|value| value >= limit)),
                 Limit::AtMost(limit) => (format!("<= {limit}"), measured.map(|value| value <= limit)),
+                Limit::None => ("-".to_owned(), None),
             };
             section.row(vec![
                 Cell::from(target.what),
                 Cell::Text(limit),
                 measured.map_or(Cell::None, |value| Cell::Number(value, 2)),
-                Cell::from(match is_met {
-                    Some(true) => "yes",
-                    Some(false) => "NO",
-                    None => "not measured",
+                Cell::from(match (is_met, measured) {
+                    (Some(true), _) => "yes",
+                    (Some(false), _) => "NO",
+                    (None, Some(_)) => "-",
+                    (None, None) => "not measured",
                 }),
             ]);
         }

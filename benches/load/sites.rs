@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sqlx::PgConnection;
 use tempfile::TempDir;
 
 use crate::Bench;
@@ -13,6 +14,9 @@ use crate::service::{Service, open_to_all, wait_for_server_to_end};
 
 /// How the names of organisations begin that hold what a run writes.
 const WRITTEN: &str = "load-";
+
+/// The organisation of what is written while no trigger fires.
+pub(crate) const BARE: &str = "bare";
 
 /// Where data directories are.
 pub(crate) struct Home {
@@ -76,6 +80,8 @@ impl Site {
             fs::write(&mark, "")?;
         }
         let mut connection = database::connect(&service).await?;
+        // A run that was interrupted may have left what it wrote.
+        remove_written(&mut connection).await?;
         let statement = "SELECT count(*) FROM tasks JOIN organizations o ON o.id = organization_id \
                          WHERE o.name = 'default' AND agent_id = $1";
         let agent_tasks = database::number(&mut connection, statement, &[BIG_AGENT]).await?;
@@ -92,14 +98,40 @@ impl Site {
         Ok((id.context("the organisation is not there")?, key))
     }
 
+    /// Removes what was written while no trigger fired.
+    pub(crate) async fn remove_bare(&self) -> anyhow::Result<()> {
+        remove_bare(&mut database::connect(&self.service).await?).await.map(|_| ())
+    }
+
     /// Leaves the data as it was before anything was measured.
     pub(crate) async fn remove_written(&self) -> anyhow::Result<()> {
-        let mut connection = database::connect(&self.service).await?;
-        let statement =
-            "DELETE FROM tasks USING organizations o WHERE o.id = organization_id AND o.name LIKE $1";
-        sqlx::query(statement).bind(format!("{WRITTEN}%")).execute(&mut connection).await?;
-        database::settle(&mut connection).await
+        remove_written(&mut database::connect(&self.service).await?).await
     }
+}
+
+/// Removes rows that no trigger has seen, unseen; returns how many there were. Foreign keys rest meanwhile too.
+async fn remove_bare(connection: &mut PgConnection) -> anyhow::Result<u64> {
+    database::execute(connection, "SET session_replication_role = replica").await?;
+    let mut removed = 0;
+    for statement in [
+        "DELETE FROM task_turns USING organizations o WHERE o.id = organization_id AND o.name = $1",
+        "DELETE FROM tasks USING organizations o WHERE o.id = organization_id AND o.name = $1",
+    ] {
+        let query = sqlx::query(statement).bind(organization_name(BARE));
+        removed += query.execute(&mut *connection).await?.rows_affected();
+    }
+    database::execute(connection, "RESET session_replication_role").await?;
+    Ok(removed)
+}
+
+async fn remove_written(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let bare = remove_bare(connection).await?;
+    let statement = "DELETE FROM tasks USING organizations o WHERE o.id = organization_id AND o.name LIKE $1";
+    let done = sqlx::query(statement).bind(format!("{WRITTEN}%")).execute(&mut *connection).await?;
+    if done.rows_affected() + bare > 0 {
+        database::settle(connection).await?;
+    }
+    Ok(())
 }
 
 /// The name of an organisation that holds what a run writes.

@@ -11,10 +11,10 @@ use serde_json::json;
 use crate::Bench;
 use crate::http::{Sample, load, with_body};
 use crate::numbers::median;
-use crate::pgbench::{Floor, Pgbench};
+use crate::pgbench::{Floor, Pgbench, Script};
 use crate::process::{self, Cpu};
 use crate::report::{Cell, Section};
-use crate::sites::Site;
+use crate::sites::{BARE, Site};
 
 /// Connections, and clients of `pgbench`, that write at once.
 const WRITERS: usize = 64;
@@ -43,6 +43,8 @@ struct Round {
     sample: Sample,
     cpu: Cpu,
     floor: Option<Floor>,
+    /// The same where no trigger fires.
+    bare: Option<Floor>,
 }
 
 /// Ids of tasks that the run has made.
@@ -54,6 +56,9 @@ pub(crate) async fn measure(bench: &mut Bench, site: &Site) -> anyhow::Result<()
     let (naive, _) = site.organization(bench, "naive").await?;
     let pgbench = Pgbench::new(&bench.programs, &site.service, bench.home.path());
     let script = naive_upsert(&naive);
+    // Rows that no trigger has seen are in no count and must go the way they came.
+    let (bare, _) = site.organization(bench, BARE).await?;
+    let bare_script = Script { is_bare: true, ..naive_upsert(&bare) };
     let turns = Turns { key, ids: Ids::default() };
     let kind = |name, connections| Kind { name, connections, rounds: Vec::new() };
     let mut one_agent = kind("new tasks of one agent", WRITERS);
@@ -69,7 +74,10 @@ pub(crate) async fn measure(bench: &mut Bench, site: &Site) -> anyhow::Result<()
         let seed = (bench.options.seed << 32) + (u64::from(round) << 16);
         measure_kind(bench, site, &mut one_agent, |number| turns.new_tasks(seed + number as u64, 1, 0.0))
             .await?;
-        one_agent.floor(pgbench.run(&script, WRITERS, duration).await?);
+        one_agent.floor(
+            pgbench.run(&script, WRITERS, duration).await?,
+            pgbench.run(&bare_script, WRITERS, duration).await?,
+        );
         measure_kind(bench, site, &mut many_agents, |number| {
             turns.new_tasks(seed + 1000 + number as u64, AGENTS, 0.0)
         })
@@ -83,8 +91,9 @@ pub(crate) async fn measure(bench: &mut Bench, site: &Site) -> anyhow::Result<()
         .await?;
         measure_kind(bench, site, &mut alone, |number| turns.new_tasks(seed + 3000 + number as u64, 1, 0.0))
             .await?;
-        alone.floor(pgbench.run(&script, 1, duration).await?);
+        alone.floor(pgbench.run(&script, 1, duration).await?, pgbench.run(&bare_script, 1, duration).await?);
     }
+    site.remove_bare().await?;
 
     let mut section = Section::new(
         "Writes, each durable when it is answered; times in ms, CPU a request in us",
@@ -94,6 +103,8 @@ pub(crate) async fn measure(bench: &mut Bench, site: &Site) -> anyhow::Result<()
             "req/s",
             "pgbench/s",
             "ratio",
+            "bare/s",
+            "against bare",
             "p50",
             "p99",
             "pgbench p50",
@@ -107,6 +118,7 @@ pub(crate) async fn measure(bench: &mut Bench, site: &Site) -> anyhow::Result<()
     }
     bench.report.add(section);
     bench.report.measured("write-rate", median(one_agent.rate_ratios()));
+    bench.report.measured("write-rate-bare", median(one_agent.bare_ratios()));
     bench.report.measured("write-alone", median(alone.latency_ratios()));
     Ok(())
 }
@@ -121,20 +133,25 @@ async fn measure_kind<R: FnMut() -> Vec<u8> + Send + 'static>(
     let sample =
         load(site.service.port, kind.connections, bench.duration(), requests).await.context(kind.name)?;
     let cpu = process::cpu(&site.service) - before;
-    kind.rounds.push(Round { sample, cpu, floor: None });
+    kind.rounds.push(Round { sample, cpu, floor: None, bare: None });
     Ok(())
 }
 
 impl Kind {
     /// What `pgbench` did right after the last measurement.
-    fn floor(&mut self, floor: Floor) {
+    fn floor(&mut self, floor: Floor, bare: Floor) {
         if let Some(round) = self.rounds.last_mut() {
             round.floor = Some(floor);
+            round.bare = Some(bare);
         }
     }
 
     fn rate_ratios(&self) -> Vec<f64> {
         self.rounds.iter().filter_map(|round| Some(round.sample.rate() / round.floor?.rate)).collect()
+    }
+
+    fn bare_ratios(&self) -> Vec<f64> {
+        self.rounds.iter().filter_map(|round| Some(round.sample.rate() / round.bare?.rate)).collect()
     }
 
     fn latency_ratios(&self) -> Vec<f64> {
@@ -147,12 +164,16 @@ impl Kind {
         let floors = |value: fn(Floor) -> f64| -> Vec<f64> {
             self.rounds.iter().filter_map(|round| round.floor.map(value)).collect()
         };
+        let bare_rates: Vec<f64> =
+            self.rounds.iter().filter_map(|round| round.bare.map(|floor| floor.rate)).collect();
         vec![
             Cell::from(self.name),
             Cell::of_count(self.connections),
             Cell::Number(of(|round| round.sample.rate()), 0),
             Cell::median(&floors(|floor| floor.rate), 0),
             Cell::median(&self.rate_ratios(), 2),
+            Cell::median(&bare_rates, 0),
+            Cell::median(&self.bare_ratios(), 2),
             Cell::Number(of(|round| round.sample.percentile(50.0)), 2),
             Cell::Number(of(|round| round.sample.percentile(99.0)), 2),
             Cell::median(&floors(|floor| floor.latency), 2),
@@ -221,17 +242,14 @@ impl Outcomes {
 }
 
 /// A turn as anybody would write it down: one task and one turn, in one statement of its own.
-fn naive_upsert(organization: &str) -> String {
+fn naive_upsert(organization: &str) -> Script {
     let input = json!({ "text": TEXT, "files": [], "user": null }).to_string();
-    // A colon before a letter would begin a variable of pgbench's, and a quote end the literal.
-    let input = input.replace('\'', "''").replace(':', "\\x3a");
-    let title = TEXT.replace('\'', "''").replace(':', "\\x3a");
-    format!(
-        "WITH t AS (\
+    let text = "\
+         WITH t AS (\
          INSERT INTO tasks AS task (organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id, \
          status, internal_status, source, title, result, turns, created_at, updated_at) \
-         VALUES ('{organization}', gen_random_uuid()::text, 'writer-0', NULL, NULL, NULL, 'pending', NULL, 'api', \
-         E'{title}', NULL, 1, now(), now()) \
+         VALUES (:organization, gen_random_uuid()::text, 'writer-0', NULL, NULL, NULL, 'pending', NULL, 'api', \
+         :title, NULL, 1, now(), now()) \
          ON CONFLICT (organization_id, id) DO UPDATE \
          SET user_id = COALESCE(task.user_id, EXCLUDED.user_id), \
          parent_task_id = COALESCE(task.parent_task_id, EXCLUDED.parent_task_id), \
@@ -244,8 +262,10 @@ fn naive_upsert(organization: &str) -> String {
          l AS (\
          INSERT INTO task_turns (organization_id, task_id, turn, input, request, status, is_manually_stopped, \
          created_at) \
-         SELECT t.organization_id, t.id, t.turns, E'{input}'::json, '{{}}'::json, t.status, false, now() FROM t \
+         SELECT t.organization_id, t.id, t.turns, (:input)::text::json, '{}'::json, t.status, false, now() FROM t \
          RETURNING *) \
-         SELECT t.*, l.* FROM t, l;\n"
-    )
+         SELECT t.*, l.* FROM t, l;\n";
+    let variables = [("organization", organization), ("title", TEXT), ("input", &input)];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    Script { text: text.to_owned(), variables, is_bare: false }
 }
