@@ -3,6 +3,8 @@
 //! `next` and `prev` carry a cursor, so whoever follows them meets each task once while others are being recorded;
 //! `first` and `last` carry a page number. The parameter `cursor` is this service's own, its text opaque.
 
+use std::fmt::Write;
+
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -40,7 +42,7 @@ fn parse(text: &str) -> Option<Position> {
     }
 }
 
-fn write(direction: char, cursor: &Cursor) -> String {
+fn encode(direction: char, cursor: &Cursor) -> String {
     let text = format!("{direction}{} {}", cursor.created_at.timestamp_micros(), cursor.id);
     BASE64_URL_SAFE_NO_PAD.encode(text)
 }
@@ -48,30 +50,38 @@ fn write(direction: char, cursor: &Cursor) -> String {
 /// The header of a page of the list at `uri`.
 pub(crate) fn headers(uri: &Uri, request: &PageRequest, page: &TaskPage) -> HeaderMap {
     let number = request.number();
-    let mut links = vec![link(uri, "first", 1, None)];
+    let address = address_without_page(uri);
+    // Everything in it is percent-encoded.
+    let mut text = format!("<{address}page=1>; rel=\"first\"");
+    let mut add = |relation, page: u64, cursor: Option<String>| {
+        let cursor = cursor.map(|cursor| format!("&{CURSOR}={cursor}")).unwrap_or_default();
+        let _ = write!(text, ", <{address}page={page}{cursor}>; rel=\"{relation}\"");
+    };
     if let Some(previous) = &page.previous {
-        links.push(link(uri, "prev", number.saturating_sub(1).max(1), Some(write('<', previous))));
+        add("prev", number.saturating_sub(1).max(1), Some(encode('<', previous)));
     }
     if let Some(next) = &page.next {
-        links.push(link(uri, "next", number.saturating_add(1), Some(write('>', next))));
+        add("next", number.saturating_add(1), Some(encode('>', next)));
     }
-    let last = u64::try_from(request.pages_for(page.total)).unwrap_or(1).max(1);
-    links.push(link(uri, "last", last, None));
-    // Everything in it is percent-encoded, so it is a header's text.
-    let value = HeaderValue::from_str(&links.join(", ")).expect("a URI has visible ASCII characters only");
+    add("last", u64::try_from(request.pages_for(page.total)).unwrap_or(1).max(1), None);
+    let value = HeaderValue::from_str(&text).expect("a URI has visible ASCII characters only");
     HeaderMap::from_iter([(header::LINK, value)])
 }
 
-/// One link: the same address, but for the page.
-fn link(uri: &Uri, relation: &str, page: u64, cursor: Option<String>) -> String {
-    let mut query = form_urlencoded::Serializer::new(String::new());
-    let others = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    query.extend_pairs(others.filter(|(name, _)| name != "page" && name != CURSOR));
-    query.append_pair("page", &page.to_string());
-    if let Some(cursor) = cursor {
-        query.append_pair(CURSOR, &cursor);
-    }
+/// The same address, up to the place for a page's number.
+fn address_without_page(uri: &Uri) -> String {
     // The path without what could end the reference; axum leaves it as the client sent it.
-    let path = uri.path().replace('>', "%3E");
-    format!("<{path}?{}>; rel=\"{relation}\"", query.finish())
+    let mut address = uri.path().replace('>', "%3E") + "?";
+    let query = uri.query().unwrap_or_default();
+    if !query.is_empty() {
+        let others = form_urlencoded::parse(query.as_bytes());
+        let others = others.filter(|(name, _)| name != "page" && name != CURSOR);
+        let start = address.len();
+        let mut serializer = form_urlencoded::Serializer::for_suffix(address, start);
+        address = serializer.extend_pairs(others).finish();
+        if address.len() > start {
+            address.push('&');
+        }
+    }
+    address
 }

@@ -7,6 +7,7 @@ mod faults;
 mod health;
 mod invocations;
 mod links;
+mod list;
 mod models;
 mod object;
 mod openapi;

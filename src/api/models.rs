@@ -2,15 +2,13 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Datelike, Timelike, Utc};
+use chrono::{DateTime, SecondsFormat, Timelike, Utc};
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::schemas;
-use crate::domain::{
-    Input, OutputFormat, PageRequest, ReasoningEffort, Status, Task, TaskPage, TaskSummary, ThinkMode, User,
-};
+use crate::domain::{Input, OutputFormat, ReasoningEffort, Status, Task, TaskId, ThinkMode, User};
 
 /// A point in time as the contract writes it: RFC 3339 in UTC with `Z`, in microseconds, and without a fraction where
 /// that is zero.
@@ -25,120 +23,20 @@ impl From<DateTime<Utc>> for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = self.0;
-        write!(
-            f,
-            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
-            time.year(),
-            time.month(),
-            time.day(),
-            time.hour(),
-            time.minute(),
-            time.second()
-        )?;
-        match time.nanosecond() / 1_000 {
-            0 => f.write_str("Z"),
-            micros => write!(f, ".{micros:06}Z"),
-        }
+        f.write_str(&self.to_text())
+    }
+}
+
+impl Timestamp {
+    fn to_text(self) -> String {
+        let format = if self.0.nanosecond() < 1_000 { SecondsFormat::Secs } else { SecondsFormat::Micros };
+        self.0.to_rfc3339_opts(format, true)
     }
 }
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// One page of a list, and how many tasks the whole list has.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = PaginatedResponse_TasksListItem_)]
-pub(crate) struct PaginatedTasks {
-    items: Vec<TasksListItem>,
-    total: i64,
-    #[schema(value_type = i64)]
-    page: Number,
-    per_page: i64,
-    total_pages: i64,
-}
-
-impl PaginatedTasks {
-    /// `number` is the page's number as the client wrote it, which may be larger than any that is stored.
-    pub(crate) fn new(page: TaskPage, request: &PageRequest, number: Number) -> Self {
-        Self {
-            items: page.items.into_iter().map(TasksListItem::from).collect(),
-            total: page.total,
-            page: number,
-            per_page: request.limit(),
-            total_pages: request.pages_for(page.total),
-        }
-    }
-}
-
-/// A task as a list shows it.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct TasksListItem {
-    /// The task's id, which is its conversation's
-    id: String,
-    /// The agent that executes the task
-    agent_id: String,
-    /// The user that the task was made for
-    user_id: Option<String>,
-    /// The task that this one is a sub-task of
-    parent_task_id: Option<String>,
-    /// The agent that delegated the task
-    triggering_agent_id: Option<String>,
-    /// The organisation that owns the task
-    organization_id: String,
-    /// Status of the latest turn
-    #[schema(value_type = schemas::TaskStatus)]
-    status: Status,
-    /// When the first turn was recorded
-    #[schema(value_type = Option<String>, format = DateTime)]
-    created_at: Timestamp,
-    /// When anything was last recorded
-    #[schema(value_type = Option<String>, format = DateTime)]
-    updated_at: Timestamp,
-    /// How the latest turn was invoked
-    #[schema(value_type = Option<String>)]
-    source_node_type: String,
-    /// The latest turn's outcome
-    result: Option<String>,
-    /// The latest turn's title, else its input text
-    title: Option<String>,
-}
-
-impl From<TaskSummary> for TasksListItem {
-    fn from(task: TaskSummary) -> Self {
-        // No `..`: what a task gains must be shown here or left out knowingly.
-        let TaskSummary {
-            organization_id,
-            id,
-            agent_id,
-            user_id,
-            parent_task_id,
-            triggering_agent_id,
-            status,
-            internal_status: _,
-            source,
-            title,
-            result,
-            created_at,
-            updated_at,
-        } = task;
-        Self {
-            id: id.to_string(),
-            agent_id: agent_id.to_string(),
-            user_id: user_id.map(|id| id.to_string()),
-            parent_task_id: parent_task_id.map(|id| id.to_string()),
-            triggering_agent_id: triggering_agent_id.map(|id| id.to_string()),
-            organization_id: organization_id.to_string(),
-            status,
-            created_at: Timestamp(created_at),
-            updated_at: Timestamp(updated_at),
-            source_node_type: source.to_string(),
-            result,
-            title,
-        }
+        serializer.serialize_str(&self.to_text())
     }
 }
 
@@ -284,7 +182,7 @@ impl From<Task> for AgentExecution {
     fn from(task: Task) -> Self {
         let Task { summary, turn, sub_executions, finished_sub_executions, events: _ } = task;
         let (progress, request, reported) = (turn.progress, turn.request, turn.reported);
-        let ids = |ids: Vec<crate::domain::TaskId>| ids.into_iter().map(|id| id.to_string()).collect();
+        let ids = |ids: Vec<TaskId>| ids.into_iter().map(|id| id.to_string()).collect();
         Self {
             id: summary.id.to_string(),
             agent_id: summary.agent_id.to_string(),

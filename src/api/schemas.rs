@@ -1,5 +1,5 @@
-//! Shapes that only the OpenAPI document needs: what readers take apart field by field, and enumerations under the
-//! names that the contract gives them. Nobody builds one.
+//! Shapes that only the OpenAPI document needs: what is taken apart, or written, field by field, and enumerations under
+//! the names that the contract gives them. Nobody builds one.
 #![expect(dead_code, reason = "these types describe JSON, they never hold any")]
 
 use utoipa::{IntoParams, ToSchema};
@@ -343,6 +343,48 @@ pub(crate) struct TaskUpdateEvent {
     r#type: String,
     /// The event's own data
     data: Option<serde_json::Value>,
+}
+
+/// One page of a list, and how many tasks the whole list has.
+#[derive(ToSchema)]
+#[schema(as = PaginatedResponse_TasksListItem_)]
+pub(crate) struct PaginatedTasks {
+    items: Vec<TasksListItem>,
+    total: i64,
+    page: i64,
+    per_page: i64,
+    total_pages: i64,
+}
+
+/// A task as a list shows it.
+#[derive(ToSchema)]
+pub(crate) struct TasksListItem {
+    /// The task's id, which is its conversation's
+    id: String,
+    /// The agent that executes the task
+    agent_id: String,
+    /// The user that the task was made for
+    user_id: Option<String>,
+    /// The task that this one is a sub-task of
+    parent_task_id: Option<String>,
+    /// The agent that delegated the task
+    triggering_agent_id: Option<String>,
+    /// The organisation that owns the task
+    organization_id: String,
+    /// Status of the latest turn
+    status: TaskStatus,
+    /// When the first turn was recorded
+    #[schema(format = DateTime)]
+    created_at: Option<String>,
+    /// When anything was last recorded
+    #[schema(format = DateTime)]
+    updated_at: Option<String>,
+    /// How the latest turn was invoked
+    source_node_type: Option<String>,
+    /// The latest turn's outcome
+    result: Option<String>,
+    /// The latest turn's title, else its input text
+    title: Option<String>,
 }
 
 /// A question that waits for a person

@@ -14,7 +14,8 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::faults::Fault;
 use super::invocations::ReadInvocation;
-use super::models::{AgentExecution, TasksListItem, Timestamp, UserOutput};
+use super::list::ListJson;
+use super::models::{AgentExecution, Timestamp, UserOutput};
 use super::object::ObjectReader;
 use super::path::Id;
 use super::query::QueryReader;
@@ -43,7 +44,7 @@ const MAX_PUSHED: usize = 1000;
     operation_id = "List_Agent_History_agent_execution_executions_history__agent_id__get",
     tags = ["Agent Execution"],
     params(("agent_id" = String, Path), schemas::HistoryQuery),
-    responses((status = 200, description = "Successful Response", body = Vec<TasksListItem>)),
+    responses((status = 200, description = "Successful Response", body = Vec<schemas::TasksListItem>)),
     security(("APIKeyHeader" = []))
 )]
 pub(crate) async fn list_agent_history(
@@ -51,13 +52,13 @@ pub(crate) async fn list_agent_history(
     State(api): State<Api>,
     agent: Id,
     RawQuery(query): RawQuery,
-) -> Result<Json<Vec<TasksListItem>>, ApiError> {
+) -> Result<ListJson, ApiError> {
     let mut faults = Vec::new();
     let mut query = QueryReader::lenient(query.as_deref(), &mut faults);
     let page = tasks::read_page(&mut query, LIST_SIZE);
     let filter = tasks::read_filter(&mut query, Some(agent.0));
     let (page, _) = tasks::fetch_page(&api, caller.organization(), filter, page, faults).await?;
-    Ok(Json(page.items.into_iter().map(TasksListItem::from).collect()))
+    Ok(ListJson::array(&page))
 }
 
 /// List a user's tasks, as the SDK does
@@ -69,7 +70,7 @@ pub(crate) async fn list_agent_history(
     operation_id = "List_User_History_agent_execution_executions_history_user__user_id__get",
     tags = ["Agent Execution"],
     params(("user_id" = String, Path), schemas::HistoryQuery),
-    responses((status = 200, description = "Successful Response", body = Vec<TasksListItem>)),
+    responses((status = 200, description = "Successful Response", body = Vec<schemas::TasksListItem>)),
     security(("APIKeyHeader" = []))
 )]
 pub(crate) async fn list_user_history(
@@ -77,7 +78,7 @@ pub(crate) async fn list_user_history(
     State(api): State<Api>,
     user: Id,
     RawQuery(query): RawQuery,
-) -> Result<Json<Vec<TasksListItem>>, ApiError> {
+) -> Result<ListJson, ApiError> {
     let mut faults = Vec::new();
     let mut query = QueryReader::lenient(query.as_deref(), &mut faults);
     let page = tasks::read_page(&mut query, LIST_SIZE);
@@ -89,7 +90,7 @@ pub(crate) async fn list_user_history(
         agrees.then_some(TaskFilter { user_id: Some(user), ..filter })
     });
     let (page, _) = tasks::fetch_page(&api, caller.organization(), filter, page, faults).await?;
-    Ok(Json(page.items.into_iter().map(TasksListItem::from).collect()))
+    Ok(ListJson::array(&page))
 }
 
 /// Get a task, as the SDK does

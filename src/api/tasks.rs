@@ -12,7 +12,8 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::faults::Fault;
 use super::links;
-use super::models::{AgentExecution, PaginatedTasks};
+use super::list::ListJson;
+use super::models::AgentExecution;
 use super::object::ObjectReader;
 use super::path::Id;
 use super::query::{Integer, QueryReader};
@@ -36,7 +37,7 @@ const PAGE_SIZE: (i64, i64) = (50, 20);
     operation_id = "Get_Agent_Tasks_v1_agents__agent_id__tasks_get",
     tags = ["API v1", "Agents", "Tasks CRUD"],
     params(("agent_id" = String, Path), schemas::ListAgentTasksQuery),
-    responses((status = 200, description = "Successful Response", body = PaginatedTasks)),
+    responses((status = 200, description = "Successful Response", body = schemas::PaginatedTasks)),
     security(("APIKeyHeader" = []))
 )]
 pub(crate) async fn list_agent_tasks(
@@ -44,7 +45,7 @@ pub(crate) async fn list_agent_tasks(
     State(api): State<Api>,
     agent: Id,
     uri: Uri,
-) -> Result<(HeaderMap, Json<PaginatedTasks>), ApiError> {
+) -> Result<(HeaderMap, ListJson), ApiError> {
     let mut faults = Vec::new();
     let mut query = QueryReader::new(uri.query(), &mut faults);
     let page = read_page(&mut query, PAGE_SIZE);
@@ -64,14 +65,14 @@ pub(crate) async fn list_agent_tasks(
     operation_id = "Get_Tasks_v1_tasks_get",
     tags = ["API v1", "Tasks", "Tasks CRUD"],
     params(schemas::ListTasksQuery),
-    responses((status = 200, description = "Successful Response", body = PaginatedTasks)),
+    responses((status = 200, description = "Successful Response", body = schemas::PaginatedTasks)),
     security(("APIKeyHeader" = []))
 )]
 pub(crate) async fn list_tasks(
     caller: Reader,
     State(api): State<Api>,
     uri: Uri,
-) -> Result<(HeaderMap, Json<PaginatedTasks>), ApiError> {
+) -> Result<(HeaderMap, ListJson), ApiError> {
     let mut faults = Vec::new();
     let mut query = QueryReader::new(uri.query(), &mut faults);
     let page = read_page(&mut query, PAGE_SIZE);
@@ -161,11 +162,11 @@ async fn list(
     filter: Option<TaskFilter>,
     page: ReadPage,
     faults: Vec<Fault>,
-) -> Result<(HeaderMap, Json<PaginatedTasks>), ApiError> {
+) -> Result<(HeaderMap, ListJson), ApiError> {
     let number = page.number.exact.clone();
     let (tasks, request) = fetch_page(api, organization, filter, page, faults).await?;
     let links = links::headers(uri, &request, &tasks);
-    Ok((links, Json(PaginatedTasks::new(tasks, &request, number))))
+    Ok((links, ListJson::page(&tasks, &request, &number)))
 }
 
 /// Get a task

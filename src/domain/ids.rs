@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 /// Longest id or label, in characters.
@@ -44,14 +44,14 @@ fn check(text: &str) -> Result<(), TextError> {
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $check_empty:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
-        #[serde(into = "String", try_from = "String")]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, sqlx::Type)]
+        #[serde(try_from = "String")]
         #[sqlx(transparent)]
         pub struct $name(String);
 
-        impl From<$name> for String {
-            fn from(text: $name) -> Self {
-                text.0
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 

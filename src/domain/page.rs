@@ -102,9 +102,10 @@ impl TaskPage {
         Self { items: Vec::new(), total: 0, next: None, previous: None }
     }
 
-    /// A page of the tasks that were found for a request, newest first: one more than it holds where it began at a cursor
-    /// and there are more.
+    /// A page of the tasks that were found for a request, in any order: one more than it holds where it began at a
+    /// cursor and there are more.
     pub fn new(mut items: Vec<TaskSummary>, total: i64, request: &PageRequest) -> Self {
+        items.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         let limit = usize::from(request.per_page);
         let has_more = items.len() > limit;
         let count = i64::try_from(items.len()).unwrap_or(i64::MAX);

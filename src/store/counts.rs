@@ -52,21 +52,31 @@ impl<'a> Counted<'a> {
 
     /// Whether the counts lead to a page of the filter's list.
     pub(super) fn leads_to_pages(&self) -> bool {
-        let has_range = self.filter.created_from.is_some() || self.filter.created_to.is_some();
-        self.facet == Facet::Nothing && !has_range
+        self.facet == Facet::Nothing
     }
 
     /// Pushes the total, an expression.
     pub(super) fn push_total(&self, sql: &mut Sql, organization: OrganizationId) {
-        if self.filter.created_from.is_none() && self.filter.created_to.is_none() {
-            sql.push("COALESCE((SELECT ");
-            self.push_number(sql);
-            self.push_rows(sql, organization);
-            sql.push(" AND grain = 0 AND since = '-infinity'), 0)");
+        if self.filter.created_from.is_some() || self.filter.created_to.is_some() {
+            self.push_number_in(sql, organization, self.filter.created_from, self.filter.created_to);
             return;
         }
+        sql.push("COALESCE((SELECT ");
+        self.push_number(sql);
+        self.push_rows(sql, organization);
+        sql.push(" AND grain = 0 AND since = '-infinity'), 0)");
+    }
+
+    /// Pushes how many tasks there are in a range of `created_at`, the last moment included: an expression.
+    fn push_number_in(
+        &self,
+        sql: &mut Sql,
+        organization: OrganizationId,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) {
         sql.push("0::bigint");
-        for piece in pieces(self.filter.created_from, self.filter.created_to) {
+        for piece in pieces(from, to) {
             match piece {
                 Piece::Counts(grain, from, until) => {
                     sql.push(" + COALESCE((SELECT sum(");
@@ -92,56 +102,66 @@ impl<'a> Counted<'a> {
         }
     }
 
-    /// Pushes the common table expressions that find the hour of the task with `offset` others before it: `hour.until`
-    /// is the hour's end, and `hour.before` how many of those others are newer than that. No row where there are not as
-    /// many tasks.
-    pub(super) fn push_way(&self, sql: &mut Sql, organization: OrganizationId, offset: i64) {
-        sql.push("WITH month AS MATERIALIZED (");
-        self.push_step(sql, organization, offset, Grain::Month);
+    /// Pushes the common table expressions that find the hour of the task that has `offset` others between it and `to`, the
+    /// end of the list: `span.since` and `span.until` are the hour's ends, `span.number` is how many tasks it has, and
+    /// `span.skip` how many of those are newer. No row where there are not as many tasks.
+    pub(super) fn push_way(
+        &self,
+        sql: &mut Sql,
+        organization: OrganizationId,
+        to: Option<DateTime<Utc>>,
+        offset: i64,
+    ) {
+        sql.push("start AS MATERIALIZED (SELECT ").push_bind(offset);
+        sql.push("::bigint");
+        if let Some(after) = to.and_then(|to| to.checked_add_signed(INSTANT)) {
+            sql.push(" + ");
+            self.push_number_in(sql, organization, Some(after), None);
+        }
+        sql.push(" AS skip), month AS MATERIALIZED (");
+        self.push_step(sql, organization, Grain::Month);
         sql.push("), day AS MATERIALIZED (");
-        self.push_step(sql, organization, offset, Grain::Day);
-        sql.push("), hour AS MATERIALIZED (");
-        self.push_step(sql, organization, offset, Grain::Hour);
-        sql.push(") ");
+        self.push_step(sql, organization, Grain::Day);
+        sql.push("), span AS MATERIALIZED (");
+        self.push_step(sql, organization, Grain::Hour);
+        sql.push(")");
     }
 
-    /// Pushes the SELECT of one step of the way. It reads the counts newest first, and only as far as it must.
-    fn push_step(&self, sql: &mut Sql, organization: OrganizationId, offset: i64, grain: Grain) {
-        sql.push("SELECT since, until, upto - number AS before FROM (SELECT since, until, number, ");
+    /// Pushes the SELECT of one step of the way: the month, day or hour that the task lies in, and how many of its tasks
+    /// are newer. It reads the counts newest first, and only as far as it must.
+    fn push_step(&self, sql: &mut Sql, organization: OrganizationId, grain: Grain) {
         match grain {
-            Grain::Month => {}
+            Grain::Month => {
+                sql.push("SELECT since, since + interval '1 month' AS until, (SELECT skip FROM start)")
+            }
             Grain::Day => {
-                sql.push("(SELECT before FROM month) + ");
+                sql.push("SELECT since, since + interval '1 day' AS until, (SELECT skip FROM month)")
             }
             Grain::Hour => {
-                sql.push("(SELECT before FROM day) + ");
+                sql.push("SELECT since, since + interval '1 hour' AS until, (SELECT skip FROM day)")
             }
-        }
-        sql.push(
-            "sum(number) OVER (ORDER BY since DESC ROWS UNBOUNDED PRECEDING) AS upto \
-             FROM (SELECT since, since + ",
-        );
-        match grain {
-            Grain::Month => sql.push("interval '1 month'"),
-            Grain::Day => sql.push("interval '1 day'"),
-            Grain::Hour => sql.push("interval '1 hour'"),
         };
-        sql.push(" AS until, (");
+        sql.push(
+            " - newer AS skip, number FROM (\
+             SELECT since, number, sum(number) OVER (ORDER BY since DESC ROWS UNBOUNDED PRECEDING) - number AS newer \
+             FROM (SELECT since, (",
+        );
         self.push_number(sql);
         // The sum of integers is a bigint, and twice as fast as that of bigints.
         sql.push(")::integer AS number");
         self.push_rows(sql, organization);
         sql.push(" AND grain = ").push_bind(grain.number());
         match grain {
-            Grain::Month => {}
-            Grain::Day => {
-                sql.push(" AND since >= (SELECT since FROM month) AND since < (SELECT until FROM month)");
-            }
-            Grain::Hour => {
-                sql.push(" AND since >= (SELECT since FROM day) AND since < (SELECT until FROM day)");
-            }
-        }
-        sql.push(") AS counts) AS sums WHERE upto > ").push_bind(offset);
+            Grain::Month => sql.push(") AS counts) AS sums WHERE newer + number > (SELECT skip FROM start)"),
+            Grain::Day => sql.push(
+                " AND since >= (SELECT since FROM month) AND since < (SELECT until FROM month)) AS counts) AS sums \
+                 WHERE newer + number > (SELECT skip FROM month)",
+            ),
+            Grain::Hour => sql.push(
+                " AND since >= (SELECT since FROM day) AND since < (SELECT until FROM day)) AS counts) AS sums \
+                 WHERE newer + number > (SELECT skip FROM day)",
+            ),
+        };
         sql.push(" ORDER BY since DESC LIMIT 1");
     }
 
@@ -247,14 +267,15 @@ enum Piece {
     Tasks(Option<DateTime<Utc>>, Option<DateTime<Utc>>),
 }
 
+/// From one moment to the next: times have microseconds, as PostgreSQL's do.
+const INSTANT: Duration = Duration::microseconds(1);
+
 /// Cuts a range, the last moment included, into the fewest pieces: at most two of each kind.
 fn pieces(from: Option<DateTime<Utc>>, to: Option<DateTime<Utc>>) -> Vec<Piece> {
-    let instant = Duration::microseconds(1);
-    // Times have microseconds, so this is the first moment after it.
-    let until = to.and_then(|to| to.checked_add_signed(instant));
+    let until = to.and_then(|to| to.checked_add_signed(INSTANT));
     let mut found = Vec::new();
     let tasks = |from: Option<DateTime<Utc>>, until: Option<DateTime<Utc>>| {
-        Piece::Tasks(from, until.map(|until| until - instant))
+        Piece::Tasks(from, until.map(|until| until - INSTANT))
     };
     let is_empty = |from: Option<DateTime<Utc>>, until: Option<DateTime<Utc>>| {
         from.zip(until).is_some_and(|(from, until)| from >= until)

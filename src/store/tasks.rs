@@ -208,11 +208,14 @@ pub(super) async fn fetch_task(
     .transpose()
 }
 
-/// How many tasks may come before a page whose way is not worth looking up.
+/// How many tasks may come before a page that is read from the list's first task on.
 const SHALLOW: i64 = 100;
 
 // Statements are planned once and not for each value (`Store::new`), and then the planner takes a LIMIT that is bound for a
 // tenth of the table. A literal one below it says what it can be at most: SHALLOW and a page of 1,000, and one more.
+//
+// The statement leaves the order of a page to whoever reads it: sorting twenty rows as wide as these takes PostgreSQL
+// longer than finding them.
 
 /// Page and total in one statement, so that both are of one snapshot.
 fn list_statement(
@@ -222,70 +225,99 @@ fn list_statement(
     page: &PageRequest,
 ) -> Sql {
     let mut sql = Sql::new(start);
-    let counted = Counted::by(filter);
     let offset = page.offset();
-    let way = counted.as_ref().filter(|counted| {
-        matches!(page.position(), Position::Number) && offset > SHALLOW && counted.leads_to_pages()
-    });
-    if let Some(way) = way {
-        way.push_way(&mut sql, organization, offset);
-    }
-    sql.push("SELECT ");
-    if let Some(counted) = &counted {
-        counted.push_total(&mut sql, organization);
+    let is_deep = matches!(page.position(), Position::Number) && offset > SHALLOW;
+    if is_deep {
+        push_edge(&mut sql, organization, filter, offset);
+        sql.push("SELECT (SELECT total FROM counted)");
     } else {
-        sql.push("(SELECT count(*) FROM tasks");
-        push_filter(&mut sql, organization, filter);
-        sql.push(")");
+        sql.push("SELECT ");
+        push_total(&mut sql, organization, filter);
     }
     sql.push(
         " AS total, page.* FROM (SELECT) AS always LEFT JOIN (\
          SELECT t.id, t.agent_id, t.user_id, t.parent_task_id, t.triggering_agent_id, t.status, t.internal_status, \
-         t.source, t.title, t.result, t.created_at, t.updated_at FROM ",
+         t.source, t.title, t.result, t.created_at, t.updated_at FROM (SELECT * FROM tasks",
     );
-    // What is skipped shall not be fetched from the table, so the ids alone are looked for first, in an index. A page
-    // that skips little is had at once.
-    let ids_first = matches!(page.position(), Position::Number) && offset > SHALLOW;
-    if ids_first {
-        sql.push("(SELECT id FROM tasks");
-    } else {
-        sql.push("(SELECT * FROM tasks");
-    }
     push_filter(&mut sql, organization, filter);
     match page.position() {
-        Position::Number if ids_first => {
-            if way.is_some() {
-                sql.push(" AND created_at < (SELECT until FROM hour)");
-            }
-            sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(page.limit());
-            sql.push(" OFFSET ").push_bind(offset);
-            if way.is_some() {
-                sql.push(" - (SELECT before FROM hour)");
-            }
-            sql.push(") AS found JOIN tasks AS t ON t.organization_id = ").push_bind(organization);
-            sql.push(" AND t.id = found.id");
+        // A row comparison, not its OR expansion: only this form is an index condition.
+        Position::Number if is_deep => {
+            sql.push(
+                " AND (created_at, id) <= ((SELECT created_at FROM edge), (SELECT id FROM edge)) \
+                 ORDER BY created_at DESC, id DESC LIMIT 1101) AS t LIMIT ",
+            );
+            sql.push_bind(page.limit());
         }
         Position::Number => {
-            sql.push(" ORDER BY created_at DESC, id DESC LIMIT 1101) AS t ORDER BY created_at DESC, id DESC LIMIT ");
-            sql.push_bind(page.limit()).push(" OFFSET ").push_bind(offset);
+            sql.push(" ORDER BY created_at DESC, id DESC LIMIT 1101) AS t LIMIT ").push_bind(page.limit());
+            sql.push(" OFFSET ").push_bind(offset);
         }
-        // A row comparison, not its OR expansion: only this form is an index condition. One task more than asked for
-        // tells whether there are more.
+        // One task more than asked for tells whether there are more.
         Position::After(Cursor { created_at, id }) => {
             sql.push(" AND (created_at, id) < (").push_bind(*created_at);
             sql.push(", ").push_bind(id.clone());
-            sql.push(") ORDER BY created_at DESC, id DESC LIMIT 1101) AS t ORDER BY created_at DESC, id DESC LIMIT ");
-            sql.push_bind(page.limit() + 1);
+            sql.push(") ORDER BY created_at DESC, id DESC LIMIT 1101) AS t LIMIT ")
+                .push_bind(page.limit() + 1);
         }
         Position::Before(Cursor { created_at, id }) => {
             sql.push(" AND (created_at, id) > (").push_bind(*created_at);
             sql.push(", ").push_bind(id.clone());
-            sql.push(") ORDER BY created_at, id LIMIT 1101) AS t ORDER BY created_at, id LIMIT ");
-            sql.push_bind(page.limit() + 1);
+            sql.push(") ORDER BY created_at, id LIMIT 1101) AS t LIMIT ").push_bind(page.limit() + 1);
         }
     }
-    sql.push(") AS page ON true ORDER BY page.created_at DESC, page.id DESC");
+    sql.push(") AS page ON true");
     sql
+}
+
+/// How many tasks a filter shows, an expression.
+fn push_total(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter) {
+    if let Some(counted) = Counted::by(filter) {
+        counted.push_total(sql, organization);
+    } else {
+        sql.push("(SELECT count(*) FROM tasks");
+        push_filter(sql, organization, filter);
+        sql.push(")");
+    }
+}
+
+/// Pushes the common table expressions that find where a deep page begins: `counted.total` is the list's total, and `edge`
+/// the sort key of the task with `offset` others before it; no row where there is none. What is skipped is not fetched from
+/// the table, and is no more than half of the span that the task lies in: the hour that the counts lead to, or, where they
+/// don't, the list.
+fn push_edge(sql: &mut Sql, organization: OrganizationId, filter: &TaskFilter, offset: i64) {
+    sql.push("WITH counted AS MATERIALIZED (SELECT ");
+    push_total(sql, organization, filter);
+    sql.push(" AS total), ");
+    // The counts of the hours know nothing of a range, so neither may what is skipped in an hour.
+    let within_hour = TaskFilter { created_from: None, created_to: None, ..filter.clone() };
+    let way = Counted::by(&within_hour).filter(Counted::leads_to_pages);
+    let skipped = if let Some(way) = &way {
+        way.push_way(sql, organization, filter.created_to, offset);
+        &within_hour
+    } else {
+        sql.push("span AS MATERIALIZED (SELECT total AS number, ").push_bind(offset);
+        sql.push("::bigint AS skip FROM counted)");
+        filter
+    };
+    sql.push(", edge AS MATERIALIZED ((SELECT created_at, id FROM tasks");
+    push_filter(sql, organization, skipped);
+    if way.is_some() {
+        sql.push(" AND created_at < (SELECT until FROM span)");
+    }
+    sql.push(
+        " AND (SELECT skip < number - skip FROM span) \
+         ORDER BY created_at DESC, id DESC LIMIT 1 OFFSET (SELECT skip FROM span)) \
+         UNION ALL (SELECT created_at, id FROM tasks",
+    );
+    push_filter(sql, organization, skipped);
+    if way.is_some() {
+        sql.push(" AND created_at >= (SELECT since FROM span)");
+    }
+    sql.push(
+        " AND (SELECT skip < number AND skip >= number - skip FROM span) \
+         ORDER BY created_at, id LIMIT 1 OFFSET (SELECT GREATEST(number - skip - 1, 0) FROM span))) ",
+    );
 }
 
 /// The WHERE clause that the page and the count share. Only what is set is pushed: a condition that allows for an
@@ -338,20 +370,20 @@ pub(super) fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &
 
 /// The task on a row of [`list_statement`], by position; `None` on the row that an empty page has.
 fn read_summary(organization_id: OrganizationId, row: &PgRow) -> Result<Option<TaskSummary>, sqlx::Error> {
-    let Some(id) = row.try_get(1)? else { return Ok(None) };
+    let Some(id) = row.try_get_unchecked(1)? else { return Ok(None) };
     Ok(Some(TaskSummary {
         organization_id,
         id,
-        agent_id: row.try_get(2)?,
-        user_id: row.try_get(3)?,
-        parent_task_id: row.try_get(4)?,
-        triggering_agent_id: row.try_get(5)?,
-        status: row.try_get(6)?,
-        internal_status: row.try_get(7)?,
-        source: row.try_get(8)?,
-        title: row.try_get(9)?,
-        result: row.try_get(10)?,
-        created_at: row.try_get(11)?,
-        updated_at: row.try_get(12)?,
+        agent_id: row.try_get_unchecked(2)?,
+        user_id: row.try_get_unchecked(3)?,
+        parent_task_id: row.try_get_unchecked(4)?,
+        triggering_agent_id: row.try_get_unchecked(5)?,
+        status: row.try_get_unchecked(6)?,
+        internal_status: row.try_get_unchecked(7)?,
+        source: row.try_get_unchecked(8)?,
+        title: row.try_get_unchecked(9)?,
+        result: row.try_get_unchecked(10)?,
+        created_at: row.try_get_unchecked(11)?,
+        updated_at: row.try_get_unchecked(12)?,
     }))
 }
