@@ -20,13 +20,14 @@ pub(super) struct Counted<'a> {
 enum Facet<'a> {
     Nothing,
     User(&'a str),
+    Parent(&'a str),
     TriggeringAgent(&'a str),
     InternalStatus(&'a Label),
 }
 
 impl<'a> Counted<'a> {
-    /// `None` where the tasks themselves must be counted: those of a parent, which are few, and those that several
-    /// selective filters share, which an index has.
+    /// `None` where the tasks themselves must be counted: those that several selective filters share, or one and a range of
+    /// times. An index has all of it.
     pub(super) fn by(filter: &'a TaskFilter) -> Option<Self> {
         // No `..`: a new field of `TaskFilter` does not compile until it is decided here.
         let TaskFilter {
@@ -42,6 +43,7 @@ impl<'a> Counted<'a> {
         let facet = match (parent_task_id, user_id, triggering_agent_id, internal_status) {
             (None, None, None, None) => Facet::Nothing,
             (None, Some(user), None, None) => Facet::User(user.as_str()),
+            (Some(parent), None, None, None) => Facet::Parent(parent.as_str()),
             (None, None, Some(agent), None) => Facet::TriggeringAgent(agent.as_str()),
             (None, None, None, Some(label)) => Facet::InternalStatus(label),
             _ => return None,
@@ -203,6 +205,10 @@ impl<'a> Counted<'a> {
             Facet::User(user) => {
                 sql.push(" AND facet = 'user'");
                 user
+            }
+            Facet::Parent(parent) => {
+                sql.push(" AND facet = 'parent'");
+                parent
             }
             Facet::TriggeringAgent(agent) => {
                 sql.push(" AND facet = 'triggering_agent'");

@@ -1,5 +1,6 @@
 //! PostgreSQL: the only place with SQL. Every statement names its organisation first.
 
+mod batches;
 mod counts;
 mod delete;
 mod error;

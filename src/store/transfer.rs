@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 
-use super::record::{column, to_json};
+use super::batches::{column, to_json};
 use super::tasks::parse_json;
 use super::{Store, StoreError};
 use crate::domain::{

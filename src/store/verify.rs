@@ -73,7 +73,7 @@ async fn verify_counts(
                    ] AS numbers
             FROM tasks t
             CROSS JOIN LATERAL task_count_rows(
-                t.agent_id, t.user_id, t.triggering_agent_id, t.internal_status, t.created_at
+                t.agent_id, t.user_id, t.parent_task_id, t.triggering_agent_id, t.internal_status, t.created_at
             ) r
             WHERE t.organization_id = $1
             GROUP BY r.agent_id, r.facet, r.value, r.grain, r.since

@@ -4,6 +4,9 @@
 //! all that has gathered meanwhile: what it can write is bound by rows, not by commits. Whoever hands an item in hears
 //! of it after its commit.
 //!
+//! - While a batch is being written, the next is not begun before as much waits for it as that one has: what costs a
+//!   transaction is then shared by many, also where writers come one by one after they have heard of their last write. It
+//!   waits for no longer than the batch before it.
 //! - Items of one task are written in the order in which they came, never two of them at once.
 //! - A batch is of one organisation.
 //! - An item that can't be written fails alone: where a statement fails, the items of its batch are written one by one.
@@ -70,6 +73,13 @@ struct State<W: Write> {
     workers: usize,
 }
 
+impl<W: Write> State<W> {
+    /// Whether enough waits for another batch. Every item that is being written has a task of its own.
+    fn has_a_batch(&self) -> bool {
+        !self.waiting.is_empty() && self.waiting.len() >= self.busy.len().min(MAX_BATCH)
+    }
+}
+
 /// An item that waits.
 struct Waiting<W: Write> {
     organization: OrganizationId,
@@ -110,7 +120,7 @@ impl<W: Write> Writer<W> {
             }
             state.waiting_bytes += size;
             state.waiting.push_back(Waiting { organization, item, size, reply });
-            if state.workers < WORKERS {
+            if state.workers < WORKERS && state.has_a_batch() {
                 state.workers += 1;
                 tokio::spawn(self.clone().work());
             }
@@ -145,6 +155,10 @@ impl<W: Write> Writer<W> {
     fn take(&self) -> Option<Batch<W>> {
         let mut state = self.lock();
         let state = &mut *state;
+        if !state.has_a_batch() {
+            state.workers -= 1;
+            return None;
+        }
         let mut batch: Option<Batch<W>> = None;
         let mut bytes = 0;
         let mut left = VecDeque::with_capacity(state.waiting.len());
@@ -234,18 +248,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_later_item_of_a_task_does_not_overtake_an_earlier_one() {
+    /// A writer whose one worker has nothing to do, and some items of tasks that wait.
+    fn writer_with(organization: OrganizationId, items: &[(&str, usize)]) -> Writer<Sizes> {
         let writer = Writer::new(Sizes);
-        let organization = OrganizationId::generate();
-        for (task, size) in [("a", MAX_BATCH_BYTES), ("b", MAX_BATCH_BYTES), ("b", 0), ("c", 0)] {
-            let item = (TaskId::parse(task).expect("an id"), size);
-            let (reply, _) = oneshot::channel();
-            let mut state = writer.lock();
-            state.waiting_bytes += size;
-            state.waiting.push_back(Waiting { organization, item, size, reply });
+        for (task, size) in items {
+            push(&writer, organization, task, *size);
         }
         writer.lock().workers = 1;
+        writer
+    }
+
+    fn push(writer: &Writer<Sizes>, organization: OrganizationId, task: &str, size: usize) {
+        let item = (TaskId::parse(task).expect("an id"), size);
+        let (reply, _) = oneshot::channel();
+        let mut state = writer.lock();
+        state.waiting_bytes += size;
+        state.waiting.push_back(Waiting { organization, item, size, reply });
+    }
+
+    #[test]
+    fn a_second_batch_waits_until_it_is_as_large_as_the_first() {
+        let organization = OrganizationId::generate();
+        let writer = writer_with(organization, &[("a", 0), ("b", 0), ("c", 0)]);
+        assert_eq!(writer.take().map(|batch| batch.items.len()), Some(3), "an idle writer begins at once");
+        for (task, taken) in [("d", None), ("e", None), ("f", Some(3))] {
+            push(&writer, organization, task, 0);
+            writer.lock().workers = 2;
+            assert_eq!(writer.take().map(|batch| batch.items.len()), taken, "{task}");
+        }
+    }
+
+    #[test]
+    fn a_later_item_of_a_task_does_not_overtake_an_earlier_one() {
+        let organization = OrganizationId::generate();
+        let items = [("a", MAX_BATCH_BYTES), ("b", MAX_BATCH_BYTES), ("b", 0), ("c", 0)];
+        let writer = writer_with(organization, &items);
         let mut taken = Vec::new();
         while let Some(batch) = writer.take() {
             let tasks: Vec<_> =

@@ -3,13 +3,19 @@
 use clap::Parser;
 use futures_util::future::join_all;
 use serde_json::Value;
+use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Executor, Row, SqlSafeStr};
-use task_history::store::{self, DatabaseUrl};
+use task_history::store::{self, DatabaseUrl, Store};
 
 use crate::cluster;
 use crate::harness::tests;
 
-tests![the_cli_and_the_program_agree, many_at_once_are_harmless, committed_query_data_is_current];
+tests![
+    the_cli_and_the_program_agree,
+    many_at_once_are_harmless,
+    what_was_there_before_is_counted,
+    committed_query_data_is_current,
+];
 
 async fn migrate_with_cli(database: &str) {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
@@ -69,6 +75,43 @@ async fn many_at_once_are_harmless() {
     let files =
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).expect("a directory").count();
     assert_eq!(applied.len(), files);
+}
+
+/// Tasks that are older than the counts, and sub-tasks that are older than theirs.
+async fn what_was_there_before_is_counted() {
+    let database = cluster::empty_database().await;
+    let mut connection = cluster::connect(&database).await;
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"));
+    let all = Migrator::new(folder).await.expect("migrations");
+    let record = |from: u32| {
+        format!(
+            "INSERT INTO organizations VALUES ('01a20f95-1d79-72d5-a7fe-6a92a2e54af0', 'default', now())
+             ON CONFLICT DO NOTHING;
+             WITH t AS (
+                INSERT INTO tasks (organization_id, id, agent_id, user_id, parent_task_id, status, source, turns,
+                                   created_at, updated_at)
+                SELECT '01a20f95-1d79-72d5-a7fe-6a92a2e54af0', n::text, (ARRAY['a', 'b'])[1 + n % 2], 'u',
+                       CASE WHEN n % 3 = 0 THEN 'p' END, (ARRAY['completed', 'failed'])[1 + n / 3 % 2]::task_status,
+                       'api', 1, '2026-01-01'::timestamptz + n * interval '7 hours', now()
+                FROM generate_series({from}, {from} + 29) AS n
+                RETURNING *
+             )
+             INSERT INTO task_turns (organization_id, task_id, turn, input, request, status, is_manually_stopped, created_at)
+             SELECT organization_id, id, 1, '{{}}', '{{}}', status, false, created_at FROM t"
+        )
+    };
+    // Before anything was counted, and before sub-tasks were.
+    for (from, version) in [(0, 20_261_124_110_001), (100, 20_261_124_230_001)] {
+        let earlier = all.iter().filter(|migration| migration.version < version).cloned().collect();
+        Migrator::with_migrations(earlier).run(&mut connection).await.expect("migrations");
+        cluster::execute(&database, &record(from)).await;
+    }
+    migrate_with_program(&database).await;
+    cluster::execute(&database, &record(200)).await;
+    let store = Store::new(&DatabaseUrl::parse(&cluster::url_of(&database)).expect("a URL"), 1);
+    let (organization, name) = store.organizations().await.expect("organisations").remove(0);
+    let verified = store.verify(organization, &name).await.expect("a recount");
+    assert_eq!((verified.tasks, verified.drift), (90, Vec::new()));
 }
 
 /// What the compiler checks statements against is what the migrations make.

@@ -40,7 +40,7 @@ async fn each_filter_has_its_index() {
         ("tasks_by_internal_status", TaskFilter { internal_status: Some(label), ..all() }),
     ];
     for (index, filter) in cases {
-        let counts_tasks = filter.parent_task_id.is_some();
+        let of_parent = filter.parent_task_id.is_some();
         // A deep page too: what is skipped is read in the index alone.
         for page in [1, 100] {
             let plan = plan_with_only(index, &filter, page).await;
@@ -50,15 +50,12 @@ async fn each_filter_has_its_index() {
             let read = if page > 1 { 3 } else { 1 };
             let counted = scans.len() - read;
             let has_range = filter.created_from.is_some() || filter.created_to.is_some();
-            assert!(
-                if has_range { counted <= 3 } else { counted == usize::from(counts_tasks) },
-                "{filter:?}: {plan:#}"
-            );
+            assert!(if has_range { counted <= 3 } else { counted == 0 }, "{filter:?}: {plan:#}");
             for scan in scans {
                 assert_eq!(scan["Index Name"], index, "{filter:?}: {plan:#}");
                 // A parent has few sub-tasks, so their agent is looked at, in the index.
                 let filtered = scan.get("Filter").and_then(Value::as_str);
-                let looks_at = (counts_tasks && filter.agent_id.is_some()).then_some("agent_id");
+                let looks_at = (of_parent && filter.agent_id.is_some()).then_some("agent_id");
                 match looks_at {
                     None => assert_eq!(filtered, None, "{filter:?}: {plan:#}"),
                     Some(column) => assert!(filtered.is_some_and(|text| text.contains(column)), "{plan:#}"),
