@@ -33,7 +33,12 @@ pub(crate) async fn execute(connection: &mut PgConnection, statements: &str) -> 
 /// Leaves the server with nothing to catch up on: what a night does to a server, so that no measurement pays for the
 /// filling before it.
 pub(crate) async fn settle(connection: &mut PgConnection) -> anyhow::Result<()> {
-    for statement in ["VACUUM (ANALYZE) tasks", "VACUUM (ANALYZE) task_turns", "CHECKPOINT"] {
+    for statement in [
+        "VACUUM (ANALYZE) tasks",
+        "VACUUM (ANALYZE) task_turns",
+        "VACUUM (ANALYZE) task_counts",
+        "CHECKPOINT",
+    ] {
         execute(connection, statement).await?;
     }
     Ok(())
@@ -72,10 +77,10 @@ pub(crate) struct Relation {
     pub(crate) bytes: i64,
 }
 
-/// What tasks and turns take on the disk: each table, its long texts, each of its indexes.
+/// What tasks, turns and counts take on the disk: each table, its long texts, each of its indexes.
 pub(crate) async fn relations(connection: &mut PgConnection) -> anyhow::Result<Vec<Relation>> {
     let statement = "
-        WITH kept AS (SELECT unnest(ARRAY['tasks', 'task_turns'])::regclass AS id)
+        WITH kept AS (SELECT unnest(ARRAY['tasks', 'task_turns', 'task_counts'])::regclass AS id)
         SELECT id::text AS name, 0 AS place, pg_relation_size(id) AS bytes FROM kept
         UNION ALL
         SELECT id || ' (long texts)', 1, pg_total_relation_size(reltoastrelid)

@@ -296,6 +296,10 @@ async fn routes(connection: &mut PgConnection, agent_tasks: i64) -> anyhow::Resu
     let of_agent = |name, query: &str| Route::new(name, format!("{tasks_path}{query}"));
     let of_all = |name, query: &str| Route::new(name, format!("/v1/tasks{query}"));
     let last = last_page(agent_tasks);
+    let statement = "SELECT count(*) FROM tasks WHERE agent_id = $1 AND user_id = $2";
+    let last_of_user = last_page(database::number(connection, statement, &[BIG_AGENT, BUSY_USER]).await?);
+    let statement = "SELECT count(*) FROM tasks WHERE created_at >= $1::date AND created_at < $1::date + 29";
+    let last_of_days = last_page(database::number(connection, statement, &["2025-06-01"]).await?);
     Ok(vec![
         Route::new(FIRST, tasks_path.clone()),
         of_agent(
@@ -307,6 +311,8 @@ async fn routes(connection: &mut PgConnection, agent_tasks: i64) -> anyhow::Resu
         of_agent(COMMON, "?status=completed"),
         of_agent(RARE, "?status=paused"),
         of_agent("user, busy", &format!("?user_id={BUSY_USER}")),
+        of_agent("user, busy, middle page", &format!("?user_id={BUSY_USER}&page={}", last_of_user / 2 + 1)),
+        of_agent("user, busy, last page", &format!("?user_id={BUSY_USER}&page={last_of_user}")),
         of_agent("user, ordinary", &format!("?user_id={user}")),
         of_agent("parent", &format!("?parent_task_id={parent}")),
         of_agent("triggering agent", &format!("?triggering_agent_id={triggering}")),
@@ -318,6 +324,10 @@ async fn routes(connection: &mut PgConnection, agent_tasks: i64) -> anyhow::Resu
         of_all("all agents, agent_id", &format!("?agent_id={BIG_AGENT}")),
         of_all("all agents, status", "?status=completed"),
         of_all("all agents, whole days", "?from_date=2025-06-01&to_date=2025-06-30"),
+        of_all(
+            "all agents, whole days, middle page",
+            &format!("?from_date=2025-06-01&to_date=2025-06-30&page={}", last_of_days / 2 + 1),
+        ),
         of_all("all agents, odd times", "?from_date=2025-06-03T07:11:13Z&to_date=2025-06-20T19:23:47Z"),
     ])
 }
