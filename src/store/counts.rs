@@ -114,7 +114,8 @@ impl<'a> Counted<'a> {
         to: Option<DateTime<Utc>>,
         offset: i64,
     ) {
-        sql.push("start AS MATERIALIZED (SELECT ").push_bind(offset);
+        // Half of what fits, so that what is added fits too: no list is that long.
+        sql.push("start AS MATERIALIZED (SELECT ").push_bind(offset.min(i64::MAX / 2));
         sql.push("::bigint");
         if let Some(after) = to.and_then(|to| to.checked_add_signed(INSTANT)) {
             sql.push(" + ");

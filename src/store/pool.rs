@@ -8,7 +8,7 @@
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
-use deadpool::managed::{self, Metrics, Object, RecycleResult};
+use deadpool::managed::{self, Metrics, Object, QueueMode, RecycleResult};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 
@@ -41,6 +41,8 @@ impl Pool {
     pub(super) fn new(options: PgConnectOptions, size: usize) -> Self {
         let pool = managed::Pool::builder(Manager { options })
             .max_size(size)
+            // The one that was used last: its server process has everything at hand, those of a whole round have not.
+            .queue_mode(QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
             .wait_timeout(Some(PATIENCE))
             .create_timeout(Some(PATIENCE))

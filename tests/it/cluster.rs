@@ -105,3 +105,11 @@ pub async fn execute(database: &str, statements: &str) {
         .await
         .expect(statements);
 }
+
+/// Waits until a statement waits for a lock.
+pub async fn until_waiting(database: &str) {
+    let mut connection = connect(database).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut connection).await.expect("a count") == 0 {}
+}

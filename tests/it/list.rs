@@ -100,6 +100,11 @@ async fn a_page_past_the_end_is_empty() {
             format!(r#"{{"items":[],"total":1,"page":{page},"per_page":50,"total_pages":1}}"#)
         );
     }
+    // What is newer than a range comes on top of what is skipped.
+    for page in ["7", "9223372036854775807"] {
+        let answer = app.get(&format!("/v1/tasks?to_date=2026-03-22&page={page}&per_page=50")).await.ok();
+        assert_eq!((&answer["items"], &answer["total"]), (&json!([]), &json!(0)), "{page}");
+    }
     let none = app.get("/v1/agents/nobody/tasks").await.ok();
     assert_eq!(none, json!({ "items": [], "total": 0, "page": 1, "per_page": 20, "total_pages": 0 }));
 }

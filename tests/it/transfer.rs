@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use serde_json::{Value, json};
+use sqlx::Connection;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -15,6 +16,7 @@ tests![
     importing_again_changes_nothing,
     bad_lines_are_named,
     an_import_is_resumed,
+    of_two_tasks_with_one_id_the_first_is_imported,
 ];
 
 /// Runs the program on the app's database.
@@ -209,4 +211,57 @@ async fn an_import_is_resumed() {
     );
     assert_eq!(app.get("/v1/tasks").await.ok()["total"], 1300);
     assert!(run(&app, &["verify"]).await.status.success());
+}
+
+/// Also where they are in batches that could be written at the same time, and the first of those has to wait.
+async fn of_two_tasks_with_one_id_the_first_is_imported() {
+    let app = TestApp::start().await;
+    let line = |id: String, result: &str| {
+        json!({
+            "id": id, "agent_id": "a", "source": "api", "created_at": "2026-01-01T00:00:00Z",
+            "updated_at": "2026-01-01T00:00:00Z",
+            "turns": [{
+                "input": { "text": "x" }, "status": "completed", "result": result, "created_at": "2026-01-01T00:00:00Z"
+            }]
+        })
+        .to_string()
+    };
+    // A batch has 500; both have the one that comes twice.
+    let mut lines: Vec<_> = (0..1000).map(|n| line(format!("t{n:04}"), "only")).collect();
+    lines[499] = line("twice".to_owned(), "first");
+    lines[500] = line("twice".to_owned(), "second");
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("tasks.ndjson").display().to_string();
+    std::fs::write(&file, lines.join("\n")).expect("written");
+
+    // Somebody else is about to write the first task, so the first batch waits for them.
+    let mut other = cluster::connect(&app.database).await;
+    let mut transaction = other.begin().await.expect("a transaction");
+    sqlx::query(
+        "INSERT INTO tasks (organization_id, id, agent_id, status, source, turns, created_at, updated_at)
+         SELECT id, 't0000', 'a', 'pending', 'api', 1, now(), now() FROM organizations WHERE name = 'default'",
+    )
+    .execute(&mut *transaction)
+    .await
+    .expect("a task");
+    let watching = async {
+        cluster::until_waiting(&app.database).await;
+        let mut connection = cluster::connect(&app.database).await;
+        // Long enough for a batch that waits for nobody.
+        for _ in 0..500 {
+            let written: i64 = sqlx::query_scalar("SELECT count(*) FROM tasks WHERE id = 'twice'")
+                .fetch_one(&mut connection)
+                .await
+                .expect("a number");
+            assert_eq!(written, 0, "the second batch waits for the first");
+        }
+        transaction.rollback().await.expect("a rollback");
+    };
+    let (imported, ()) = futures_util::future::join(run(&app, &["import", &file]), watching).await;
+    assert!(
+        text(&imported.stdout).starts_with("999 tasks imported, 1 were there already"),
+        "{}",
+        text(&imported.stdout)
+    );
+    assert_eq!(app.get("/v1/tasks/twice").await.ok()["result"], "first");
 }

@@ -27,14 +27,6 @@ async fn lock_tasks(app: &TestApp) -> sqlx::PgConnection {
     connection
 }
 
-/// Waits until a statement waits for a lock.
-async fn until_waiting(app: &TestApp) {
-    let mut connection = cluster::connect(&app.database).await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut connection).await.expect("a count") == 0 {}
-}
-
 async fn one_that_fails_fails_alone() {
     let app = TestApp::start().await;
     cluster::execute(&app.database, "ALTER TABLE tasks ADD CHECK (title <> 'poison')").await;
@@ -44,7 +36,7 @@ async fn one_that_fails_fails_alone() {
         app.invoke("a", json!({ "id": n.to_string(), "title": title, "input": {} }))
     };
     let unlock = async {
-        until_waiting(&app).await;
+        cluster::until_waiting(&app.database).await;
         lock.close().await.expect("unlocked");
     };
     let (answers, ()) = futures_util::future::join(join_all((0..40).map(invoke)), unlock).await;
@@ -101,7 +93,7 @@ async fn a_caller_that_has_gone_takes_nothing_along() {
         let gone = join_all((0..5).map(invoke));
         tokio::select! {
             _ = gone => panic!("the table is locked"),
-            () = until_waiting(&app) => {}
+            () = cluster::until_waiting(&app.database) => {}
         }
     }
     let unlock = async { lock.close().await.expect("unlocked") };
@@ -119,7 +111,7 @@ async fn turns_of_one_task_keep_their_order() {
         app.invoke("a", json!({ "id": id, "input": { "text": n.to_string() } }))
     };
     let unlock = async {
-        until_waiting(&app).await;
+        cluster::until_waiting(&app.database).await;
         lock.close().await.expect("unlocked");
     };
     // Polled in this order, so they come in it.
