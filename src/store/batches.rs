@@ -87,7 +87,7 @@ pub(super) async fn upsert_tasks(
     // number of its own; in the order of their ids, so that two statements that meet wait and don't deadlock. A task of
     // another agent fails the condition, and then nothing is written at all.
     //
-    // What the caller knows does not come back: writing it into the answer costs as much as half of the rest.
+    // What the caller knows does not come back: writing it into the answer is an eighth of what a lone turn costs PostgreSQL.
     let rows = sqlx::query_as!(
         RecordedRow,
         r#"
