@@ -369,7 +369,7 @@ pub(super) fn push_filter(sql: &mut Sql, organization: OrganizationId, filter: &
 }
 
 /// The task on a row of [`list_statement`], by position; `None` on the row that an empty page has. The types are those that the
-/// statement selects, so they are not asked for value by value: that would be a twentieth of a list's cost.
+/// statement selects, so they are not asked for value by value, which is a few percent of what a list costs.
 fn read_summary(organization_id: OrganizationId, row: &PgRow) -> Result<Option<TaskSummary>, sqlx::Error> {
     let Some(id) = row.try_get_unchecked(1)? else { return Ok(None) };
     Ok(Some(TaskSummary {
