@@ -1,9 +1,9 @@
 //! Watching tasks, across all instances of the service on one database.
 //!
 //! A writer tells PostgreSQL's NOTIFY which task has changed, but only where somebody watches: announcing a change that
-//! nobody hears would make every commit wait for every other. Who watches holds an advisory lock on the task's bucket, and
-//! one that says that anybody watches anything; a writer looks whether there are such locks (`watched_buckets`, a function
-//! of the database). If there are, it writes the event down and announces it. A new watcher waits for the writers who looked before it came, so that it sees what they
+//! nobody hears would make every commit wait for every other. Who watches holds an advisory lock on the task's bucket,
+//! and a writer looks whether there is one (`watched_buckets`, a function of the database). If there is, it writes the event
+//! down and announces it. A new watcher waits for the writers who looked before it came, so that it sees what they
 //! wrote. Nothing is missed in between, and nothing is paid where nobody watches.
 //!
 //! Announcements carry ids, never data. A lost connection is made again; then everybody looks at their tasks again.
@@ -27,15 +27,12 @@ const WATCHED: i32 = 29_800;
 /// First half of the key of the locks that writers hold once they have looked for watchers.
 const LOOKED: i32 = 29_801;
 
-/// How many of those there are; one more is for those who looked whether anybody watches anything.
+/// How many of those there are.
 const LOOKED_GROUPS: i32 = 64;
 
 /// How many buckets tasks fall into. Each watched one costs a place in the server's lock table, and two tasks in one
 /// bucket announce a little more than they need to.
-const BUCKETS: i32 = 1024;
-
-/// The bucket that no task falls into: it is locked by whoever watches anything.
-const ANY: i32 = BUCKETS;
+const BUCKETS: u32 = 1024;
 
 /// How long to wait before a lost connection is tried again.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
@@ -57,7 +54,7 @@ pub(super) fn bucket(organization: OrganizationId, id: &TaskId) -> i32 {
     let hash = format!("{organization} {id}")
         .bytes()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    i32::try_from(hash % BUCKETS.unsigned_abs()).expect("a small number")
+    i32::try_from(hash % BUCKETS).expect("a small number")
 }
 
 /// The watch on one task; dropping it ends it.
@@ -215,8 +212,8 @@ impl Listener {
         connection.eager_reconnect(false);
         connection.listen(CHANNEL).await?;
         // A bucket is locked as many times as it is watched, so that each end of a watch can undo one.
-        let watched = self.buckets.iter().flat_map(|(bucket, count)| std::iter::repeat_n(*bucket, *count));
-        let buckets: Vec<_> = watched.chain([ANY]).collect();
+        let buckets: Vec<_> =
+            self.buckets.iter().flat_map(|(bucket, count)| std::iter::repeat_n(*bucket, *count)).collect();
         lock(&mut connection, &buckets).await?;
         self.connection = Some(connection);
         Ok(())
@@ -244,17 +241,16 @@ async fn lock(connection: &mut PgListener, buckets: &[i32]) -> Result<(), StoreE
     )
     .fetch_one(&mut *connection)
     .await?;
-    let group = |bucket: &i32| if *bucket == ANY { LOOKED_GROUPS } else { bucket % LOOKED_GROUPS };
-    let mut groups: Vec<_> = buckets.iter().map(group).collect();
+    let mut groups: Vec<_> = buckets.iter().map(|bucket| bucket % LOOKED_GROUPS).collect();
     groups.sort_unstable();
     groups.dedup();
-    sqlx::query!(
-        "SELECT count(pg_advisory_xact_lock($1, looked)) FROM unnest($2::int[]) AS looked",
-        LOOKED,
-        &groups
-    )
-    .fetch_one(connection)
-    .await?;
+    // One after the other, each let go before the next is waited for: a writer takes them in its own order, and would
+    // otherwise wait for this while this waits for it.
+    for looked in groups {
+        sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", LOOKED, looked)
+            .fetch_one(&mut *connection)
+            .await?;
+    }
     Ok(())
 }
 

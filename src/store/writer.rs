@@ -6,7 +6,7 @@
 //!
 //! - While a batch is being written, the next is not begun before as much waits for it as that one has: what costs a
 //!   transaction is then shared by many, also where writers come one by one after they have heard of their last write. It
-//!   waits for no longer than the batch before it.
+//!   waits for a batch of its own organisation only, and for a moment only: that batch may be held up.
 //! - Items of one task are written in the order in which they came, never two of them at once.
 //! - A batch is of one organisation.
 //! - An item that can't be written fails alone: where a statement fails, the items of its batch are written one by one.
@@ -15,6 +15,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -29,6 +30,9 @@ const MAX_BATCH: usize = 256;
 
 /// Most bytes in a batch, unless a single item has more.
 const MAX_BATCH_BYTES: usize = 2 << 20;
+
+/// How long an item may wait for others to share its batch.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Most items that wait.
 const MAX_WAITING: usize = 4096;
@@ -71,12 +75,20 @@ struct State<W: Write> {
     /// Tasks that a batch is being written of.
     busy: HashSet<(OrganizationId, TaskId)>,
     workers: usize,
+    /// Whether an item has waited long enough.
+    is_late: bool,
 }
 
 impl<W: Write> State<W> {
-    /// Whether enough waits for another batch. Every item that is being written has a task of its own.
+    /// Whether enough waits for another batch of the organisation that has waited longest, or for long enough.
     fn has_a_batch(&self) -> bool {
-        !self.waiting.is_empty() && self.waiting.len() >= self.busy.len().min(MAX_BATCH)
+        let Some(first) = self.waiting.front() else { return false };
+        // Every item that is being written has a task of its own.
+        let writing =
+            || self.busy.iter().filter(|(organization, _)| *organization == first.organization).count();
+        self.is_late
+            || self.waiting_bytes >= MAX_BATCH_BYTES
+            || self.waiting.len() >= writing().min(MAX_BATCH)
     }
 }
 
@@ -99,7 +111,13 @@ struct Batch<W: Write> {
 
 impl<W: Write> Writer<W> {
     pub(super) fn new(write: W) -> Self {
-        let state = State { waiting: VecDeque::new(), waiting_bytes: 0, busy: HashSet::new(), workers: 0 };
+        let state = State {
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            busy: HashSet::new(),
+            workers: 0,
+            is_late: false,
+        };
         Self { write, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -110,7 +128,7 @@ impl<W: Write> Writer<W> {
         item: W::Item,
     ) -> Result<W::Outcome, StoreError> {
         let size = self.write.size(&item);
-        let (reply, outcome) = oneshot::channel();
+        let (reply, mut outcome) = oneshot::channel();
         {
             let mut state = self.lock();
             let is_full = state.waiting.len() >= MAX_WAITING
@@ -120,13 +138,28 @@ impl<W: Write> Writer<W> {
             }
             state.waiting_bytes += size;
             state.waiting.push_back(Waiting { organization, item, size, reply });
-            if state.workers < WORKERS && state.has_a_batch() {
-                state.workers += 1;
-                tokio::spawn(self.clone().work());
-            }
+            self.begin(&mut state);
         }
+        let outcome = if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut outcome).await {
+            outcome
+        } else {
+            {
+                let mut state = self.lock();
+                state.is_late = true;
+                self.begin(&mut state);
+            }
+            outcome.await
+        };
         let gone = |_| StoreError::Unavailable("a batch of writes came to no end".to_owned());
-        outcome.await.map_err(gone)?
+        outcome.map_err(gone)?
+    }
+
+    /// Begins another batch, if there is one and somebody to write it.
+    fn begin(&self, state: &mut State<W>) {
+        if state.workers < WORKERS && state.has_a_batch() {
+            state.workers += 1;
+            tokio::spawn(self.clone().work());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<W>> {
@@ -155,7 +188,9 @@ impl<W: Write> Writer<W> {
     fn take(&self) -> Option<Batch<W>> {
         let mut state = self.lock();
         let state = &mut *state;
-        if !state.has_a_batch() {
+        let has_a_batch = state.has_a_batch();
+        state.is_late = false;
+        if !has_a_batch {
             state.workers -= 1;
             return None;
         }
@@ -276,6 +311,29 @@ mod tests {
             writer.lock().workers = 2;
             assert_eq!(writer.take().map(|batch| batch.items.len()), taken, "{task}");
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_another_organization_for_a_large_item_or_for_long() {
+        let organization = OrganizationId::generate();
+        let busy = || {
+            let writer = writer_with(organization, &[("a", 0), ("b", 0), ("c", 0)]);
+            assert!(writer.take().is_some());
+            writer.lock().workers = 2;
+            writer
+        };
+        let other = busy();
+        push(&other, OrganizationId::generate(), "d", 0);
+        assert!(other.take().is_some(), "another organisation's");
+        let large = busy();
+        push(&large, organization, "d", MAX_BATCH_BYTES);
+        assert!(large.take().is_some(), "a large item");
+        let late = busy();
+        push(&late, organization, "d", 0);
+        late.lock().is_late = true;
+        assert!(late.take().is_some(), "a late item");
+        push(&late, organization, "e", 0);
+        assert!(late.take().is_none(), "the next has time again");
     }
 
     #[test]

@@ -234,9 +234,14 @@ async fn of_two_tasks_with_one_id_the_first_is_imported() {
     let file = directory.path().join("tasks.ndjson").display().to_string();
     std::fs::write(&file, lines.join("\n")).expect("written");
 
-    // Somebody else is about to write the first task, so the first batch waits for them.
+    // Somebody else is about to write the first task, so the first batch waits for them. They count nothing, as nobody but
+    // the first batch shall wait.
     let mut other = cluster::connect(&app.database).await;
     let mut transaction = other.begin().await.expect("a transaction");
+    sqlx::query("SET LOCAL session_replication_role = replica")
+        .execute(&mut *transaction)
+        .await
+        .expect("a setting");
     sqlx::query(
         "INSERT INTO tasks (organization_id, id, agent_id, status, source, turns, created_at, updated_at)
          SELECT id, 't0000', 'a', 'pending', 'api', 1, now(), now() FROM organizations WHERE name = 'default'",
