@@ -51,7 +51,7 @@ fn encode(direction: char, cursor: &Cursor) -> String {
 pub(crate) fn headers(uri: &Uri, request: &PageRequest, page: &TaskPage) -> HeaderMap {
     let number = request.number();
     let address = address_without_page(uri);
-    // Everything in it is percent-encoded.
+    // The query and the cursors are percent-encoded; the path is as a request line had it, which a header may have too.
     let mut text = format!("<{address}page=1>; rel=\"first\"");
     let mut add = |relation, page: u64, cursor: Option<String>| {
         let cursor = cursor.map(|cursor| format!("&{CURSOR}={cursor}")).unwrap_or_default();
@@ -64,7 +64,7 @@ pub(crate) fn headers(uri: &Uri, request: &PageRequest, page: &TaskPage) -> Head
         add("next", number.saturating_add(1), Some(encode('>', next)));
     }
     add("last", u64::try_from(request.pages_for(page.total)).unwrap_or(1).max(1), None);
-    let value = HeaderValue::from_str(&text).expect("a URI has visible ASCII characters only");
+    let value = HeaderValue::from_str(&text).expect("what a request line may have, a header may");
     HeaderMap::from_iter([(header::LINK, value)])
 }
 

@@ -97,9 +97,9 @@ fn push_item(out: &mut Vec<u8>, task: &TaskSummary) {
     out.extend_from_slice(br#","status":"#);
     push_text(out, status.as_str());
     out.extend_from_slice(br#","created_at":"#);
-    push_text(out, &Timestamp::from(*created_at).to_string());
+    push_text(out, &Timestamp::from(*created_at).to_text());
     out.extend_from_slice(br#","updated_at":"#);
-    push_text(out, &Timestamp::from(*updated_at).to_string());
+    push_text(out, &Timestamp::from(*updated_at).to_text());
     out.extend_from_slice(br#","source_node_type":"#);
     push_text(out, source.as_str());
     out.extend_from_slice(br#","result":"#);

@@ -1,7 +1,5 @@
 //! What the service answers: the contract's objects, every key present, in the contract's order.
 
-use std::fmt;
-
 use chrono::{DateTime, SecondsFormat, Timelike, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -21,14 +19,8 @@ impl From<DateTime<Utc>> for Timestamp {
     }
 }
 
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_text())
-    }
-}
-
 impl Timestamp {
-    fn to_text(self) -> String {
+    pub(crate) fn to_text(self) -> String {
         let format = if self.0.nanosecond() < 1_000 { SecondsFormat::Secs } else { SecondsFormat::Micros };
         self.0.to_rfc3339_opts(format, true)
     }
