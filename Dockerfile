@@ -1,4 +1,4 @@
-# Two stages: the build needs a compiler, the service needs nothing but a C library.
+# Two stages: the build needs a compiler. The service needs only a C library.
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .

@@ -1,36 +1,38 @@
-//! The settings of a run, taken from the command line and the environment, and checked once.
+//! The settings of a run, from the command line and the environment, validated once.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 
-use crate::embedded;
-use crate::store::{DatabaseUrl, Secret};
+use crate::domain::{ApiKeySecret, Limits};
+use crate::embedded::EmbeddedOptions;
+use crate::store::DatabaseUrl;
 use crate::telemetry::LogFormat;
 
 /// Where the database is.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
-    /// PostgreSQL to use, as postgres://user:password@host:port/database; without it, the service brings its own
+    /// PostgreSQL to use, as postgres://user:password@host:port/database; without it, the service
+    /// starts a private server
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
-    /// Directory of the service's own PostgreSQL [default: /var/lib/task-history for root, otherwise
+    /// Directory of the private server's data [default: /var/lib/task-history for root, otherwise
     /// ~/.local/share/task-history]
     #[arg(long, env = "TASK_HISTORY_DATA_DIR", value_name = "DIRECTORY")]
     pub data_dir: Option<String>,
-    /// Directory of the PostgreSQL programs to run [default: search PATH and the usual places]
+    /// Directory of the PostgreSQL programs to run [default: searched on PATH and in usual places]
     #[arg(long, env = "TASK_HISTORY_POSTGRES_BIN_DIR", value_name = "DIRECTORY")]
     pub postgres_bin_dir: Option<String>,
-    /// Home directory, where an ordinary user's data is
+    /// Home directory, which holds the data of a user other than root
     #[arg(long, env = "HOME", hide = true)]
     pub home: Option<PathBuf>,
-    /// How to write the log, which goes to standard error [default: human on a terminal, json otherwise]
-    #[arg(long, env = "TASK_HISTORY_LOG_FORMAT", value_name = "human|json")]
+    /// Format of the log on standard error [default: text on a terminal, otherwise json]
+    #[arg(long, env = "TASK_HISTORY_LOG_FORMAT", value_name = "text|json")]
     pub log_format: Option<String>,
-    /// What to log, as for example `info` or `warn,task_history=debug` [default: info to serve, otherwise warn]
+    /// What to log, for example `info` or `warn,task_history=debug` [default: info to serve,
+    /// otherwise warn]
     #[arg(long, env = "TASK_HISTORY_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 }
@@ -38,20 +40,42 @@ pub struct DatabaseArgs {
 /// How to serve.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Address to listen on; port 0 takes any that is free
-    #[arg(long, env = "TASK_HISTORY_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    /// Address to listen on; port 0 takes a free one
+    #[arg(
+        long,
+        env = "TASK_HISTORY_LISTEN",
+        default_value = "127.0.0.1:8080",
+        value_name = "ADDRESS"
+    )]
     pub listen: String,
-    /// API key of the organisation `default`, instead of one that the first start makes up: at least 24 characters
+    /// API key of the organization `default`, of at least 24 characters; without it, the first start
+    /// generates one
     #[arg(long, env = "TASK_HISTORY_BOOTSTRAP_KEY", hide_env_values = true, value_name = "KEY")]
     pub bootstrap_key: Option<String>,
     /// Most connections to the database
-    #[arg(long, env = "TASK_HISTORY_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "NUMBER")]
+    #[arg(
+        long,
+        env = "TASK_HISTORY_DATABASE_CONNECTIONS",
+        default_value_t = 8,
+        value_name = "NUMBER"
+    )]
     pub database_connections: usize,
-    /// How long a synchronous invocation waits for its outcome before it answers with the task as it is
-    #[arg(long, env = "TASK_HISTORY_INVOKE_TIMEOUT", default_value = "5m", value_name = "DURATION")]
+    /// How long a synchronous invocation waits for its result before it answers with the task as it
+    /// is
+    #[arg(
+        long,
+        env = "TASK_HISTORY_INVOKE_TIMEOUT",
+        default_value = "5m",
+        value_name = "DURATION"
+    )]
     pub invoke_timeout: humantime::Duration,
-    /// How long requests under way may take to finish when the service is told to stop
-    #[arg(long, env = "TASK_HISTORY_DRAIN_TIMEOUT", default_value = "10s", value_name = "DURATION")]
+    /// How long requests in flight may take to finish when the service stops
+    #[arg(
+        long,
+        env = "TASK_HISTORY_DRAIN_TIMEOUT",
+        default_value = "10s",
+        value_name = "DURATION"
+    )]
     pub drain_timeout: humantime::Duration,
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would become the help of the whole command")]
@@ -61,16 +85,14 @@ pub struct ServeArgs {
 /// How to serve.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen; port 0 takes any that is free.
+    /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The key that the organisation `default` shall have.
-    pub bootstrap_key: Option<Secret>,
+    /// A key for the organization `default`.
+    pub bootstrap_key: Option<ApiKeySecret>,
     /// Most connections to the database.
     pub database_connections: usize,
-    /// How long a synchronous invocation waits for its outcome.
-    pub invoke_timeout: Duration,
-    /// How long requests under way may take to finish at the end.
-    pub drain_timeout: Duration,
+    /// The time limits.
+    pub limits: Limits,
     /// Where the database is.
     pub database: DatabaseConfig,
 }
@@ -78,14 +100,14 @@ pub struct Config {
 /// Where the database is.
 #[derive(Debug, Clone)]
 pub enum DatabaseConfig {
-    /// A server that somebody else runs.
+    /// A server that the service does not manage.
     Given(Box<DatabaseUrl>),
-    /// The service's own.
-    Embedded(embedded::Options),
+    /// The private server.
+    Embedded(EmbeddedOptions),
 }
 
 impl Config {
-    /// Checks the arguments of `serve`.
+    /// Validates the arguments of `serve`.
     pub fn new(args: ServeArgs) -> anyhow::Result<Self> {
         let ServeArgs {
             listen,
@@ -95,8 +117,11 @@ impl Config {
             drain_timeout,
             database,
         } = args;
-        let bootstrap_key = unless_empty(bootstrap_key)
-            .map(|key| Secret::parse(&key).map_err(|error| anyhow!("TASK_HISTORY_BOOTSTRAP_KEY: {error}")))
+        let bootstrap_key = non_empty(bootstrap_key)
+            .map(|key| {
+                ApiKeySecret::parse(&key)
+                    .map_err(|error| anyhow!("TASK_HISTORY_BOOTSTRAP_KEY: {error}"))
+            })
             .transpose()?;
         ensure!(
             (1..=50).contains(&database_connections),
@@ -106,63 +131,70 @@ impl Config {
             listen: parse_listen(&listen)?,
             bootstrap_key,
             database_connections,
-            invoke_timeout: *invoke_timeout,
-            drain_timeout: *drain_timeout,
+            limits: Limits {
+                invoke_timeout: *invoke_timeout,
+                drain_timeout: *drain_timeout,
+                ..Limits::default()
+            },
             database: DatabaseConfig::new(database)?,
         })
     }
 }
 
-/// Compose files and unit files pass on variables that are set to nothing, and mean that they are not set.
-fn unless_empty(value: Option<String>) -> Option<String> {
+/// Compose files and unit files pass on empty variables, which mean that they are not set.
+fn non_empty(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
 }
 
 impl DatabaseArgs {
-    /// How to log, and what: `default` unless it is said.
+    /// The format and the filter of the log. `default` is the filter if none is given.
     pub fn logging(&self, default: &str) -> anyhow::Result<(Option<LogFormat>, String)> {
-        let format = match unless_empty(self.log_format.clone()).as_deref() {
+        let format = match non_empty(self.log_format.clone()).as_deref() {
             None => None,
-            Some("human") => Some(LogFormat::Human),
+            Some("text") => Some(LogFormat::Text),
             Some("json") => Some(LogFormat::Json),
-            Some(other) => bail!("--log-format takes `human` or `json`, not `{other}`"),
+            Some(other) => bail!("--log-format takes `text` or `json`, not `{other}`"),
         };
-        Ok((format, unless_empty(self.log.clone()).unwrap_or_else(|| default.to_owned())))
+        Ok((format, non_empty(self.log.clone()).unwrap_or_else(|| default.to_owned())))
     }
 }
 
 fn parse_listen(listen: &str) -> anyhow::Result<SocketAddr> {
     use std::net::ToSocketAddrs;
     let mut addresses = listen.to_socket_addrs().with_context(|| {
-        format!("--listen takes an address and a port, as 127.0.0.1:8080 or [::]:8080, not `{listen}`")
+        format!("--listen takes an address and a port, for example 127.0.0.1:8080 or [::]:8080, not `{listen}`")
     })?;
-    addresses.next().with_context(|| format!("`{listen}` is no address of this machine"))
+    addresses.next().with_context(|| format!("`{listen}` is not an address of this machine"))
 }
 
 impl DatabaseConfig {
-    /// Checks where the database is said to be.
+    /// Validates the location of the database.
     pub fn new(args: DatabaseArgs) -> anyhow::Result<Self> {
-        let DatabaseArgs { database_url, data_dir, postgres_bin_dir, home, log_format: _, log: _ } = args;
-        if let Some(url) = unless_empty(database_url) {
-            // The error may quote a password.
+        let DatabaseArgs { database_url, data_dir, postgres_bin_dir, home, log_format: _, log: _ } =
+            args;
+        if let Some(url) = non_empty(database_url) {
+            // The original error may quote a password.
             let url = DatabaseUrl::parse(&url).map_err(|_| {
                 anyhow!(
-                    "DATABASE_URL is no address of a database, as postgres://user:password@host:5432/database"
+                    "DATABASE_URL is not a database URL; it has the form \
+                     postgres://user:password@host:5432/database"
                 )
             })?;
             return Ok(Self::Given(Box::new(url)));
         }
-        let directory = match unless_empty(data_dir) {
+        let directory = match non_empty(data_dir) {
             Some(directory) => PathBuf::from(directory),
-            None if nix::unistd::Uid::effective().is_root() => PathBuf::from("/var/lib/task-history"),
+            None if nix::unistd::Uid::effective().is_root() => {
+                PathBuf::from("/var/lib/task-history")
+            }
             None => home
                 .filter(|home| home.is_absolute())
-                .context("there is no HOME to keep data in; say where with --data-dir")?
+                .context("there is no HOME for the data; set a directory with --data-dir")?
                 .join(".local/share/task-history"),
         };
-        Ok(Self::Embedded(embedded::Options {
+        Ok(Self::Embedded(EmbeddedOptions {
             directory,
-            binaries: unless_empty(postgres_bin_dir).map(PathBuf::from),
+            binaries: non_empty(postgres_bin_dir).map(PathBuf::from),
             durable: true,
         }))
     }

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-/// A request is some two hundred small allocations, and the system's allocator is slow at them. Version 2 (a feature, see
-/// `Cargo.toml`), since version 3 keeps half as much again of what is no longer used.
+/// A request makes about two hundred small allocations, which are slow in the system's allocator.
+/// Version 2 of mimalloc (a feature in `Cargo.toml`): version 3 keeps half as much again of freed
+/// memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! `COPY`, the fastest way into PostgreSQL, of the same records that are imported.
+//! `COPY`, the fastest way to load rows into PostgreSQL, as the baseline of imports.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -6,46 +6,46 @@ use std::path::{Path, PathBuf};
 
 use sqlx::{Connection, PgConnection};
 
-use crate::data::{Record, time};
+use crate::data::{GeneratedTask, format_time};
+use crate::database::TASK_COLUMNS;
 
-const COPY_TASKS: &str = "COPY tasks (organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id, \
-                          status, internal_status, source, title, result, turns, created_at, updated_at) FROM STDIN";
+const COPY_TURNS: &str = "COPY task_turns (organization_id, task_id, turn, input, request, \
+                          status, internal_status, result, is_manually_stopped, created_at, \
+                          started_at, finished_at) FROM STDIN";
 
-const COPY_TURNS: &str = "COPY task_turns (organization_id, task_id, turn, input, request, status, internal_status, \
-                          result, is_manually_stopped, created_at, started_at, finished_at) FROM STDIN";
-
-/// Bytes that are sent at once.
+/// Bytes of each message to the server.
 const CHUNK: usize = 1 << 20;
 
-/// The rows of both tables in files.
-pub(crate) struct Rows {
+/// Files with the rows of tasks and turns in the text format of `COPY`.
+pub(crate) struct CopyFiles {
     tasks: PathBuf,
     turns: PathBuf,
 }
 
-impl Rows {
-    /// Writes the files, for one organisation.
+impl CopyFiles {
+    /// Writes the files for one organization.
     pub(crate) fn write(
         directory: &Path,
         organization: &str,
-        records: impl Iterator<Item = Record>,
+        all_tasks: impl Iterator<Item = GeneratedTask>,
     ) -> anyhow::Result<Self> {
         let path = |table: &str| directory.join(format!("{organization}-{table}.copy"));
-        let rows = Self { tasks: path("tasks"), turns: path("task_turns") };
-        let mut tasks = BufWriter::new(File::create(&rows.tasks)?);
-        let mut turns = BufWriter::new(File::create(&rows.turns)?);
-        for record in records {
-            write_record(&mut tasks, &mut turns, organization, &record)?;
+        let files = Self { tasks: path("tasks"), turns: path("task_turns") };
+        let mut tasks = BufWriter::new(File::create(&files.tasks)?);
+        let mut turns = BufWriter::new(File::create(&files.turns)?);
+        for task in all_tasks {
+            write_task(&mut tasks, &mut turns, organization, &task)?;
         }
         tasks.flush()?;
         turns.flush()?;
-        Ok(rows)
+        Ok(files)
     }
 
-    /// Copies them in, in one transaction.
-    pub(crate) async fn copy(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
+    /// Loads both files in one transaction.
+    pub(crate) async fn load(&self, connection: &mut PgConnection) -> anyhow::Result<()> {
+        let copy_tasks = format!("COPY tasks ({TASK_COLUMNS}) FROM STDIN");
         let mut transaction = connection.begin().await?;
-        for (statement, path) in [(COPY_TASKS, &self.tasks), (COPY_TURNS, &self.turns)] {
+        for (statement, path) in [(copy_tasks.as_str(), &self.tasks), (COPY_TURNS, &self.turns)] {
             let mut file = tokio::fs::File::open(path).await?;
             file.set_max_buf_size(CHUNK);
             let mut copy = transaction.copy_in_raw(statement).await?;
@@ -57,14 +57,14 @@ impl Rows {
     }
 }
 
-/// The texts hold nothing that COPY would escape.
-fn write_record(
+/// Writes the rows of a task. Its texts contain no character that `COPY` requires to be escaped.
+fn write_task(
     tasks: &mut impl Write,
     turns: &mut impl Write,
     organization: &str,
-    record: &Record,
+    task: &GeneratedTask,
 ) -> std::io::Result<()> {
-    let Record {
+    let GeneratedTask {
         id,
         agent,
         user,
@@ -74,9 +74,9 @@ fn write_record(
         title,
         created_at,
         updated_at,
-        turns: all,
-    } = record;
-    let Some(last) = all.last() else { return Ok(()) };
+        turns: all_turns,
+    } = task;
+    let Some(last) = all_turns.last() else { return Ok(()) };
     writeln!(
         tasks,
         "{organization}\t{id}\t{agent}\t{}\t{}\t{}\t{}\t{}\t{source}\t{title}\t{}\t{}\t{}\t{}",
@@ -86,23 +86,23 @@ fn write_record(
         last.status,
         or_null(last.internal_status),
         or_null(last.result.as_deref()),
-        all.len(),
-        time(*created_at),
-        time(*updated_at),
+        all_turns.len(),
+        format_time(*created_at),
+        format_time(*updated_at),
     )?;
-    for (at, turn) in all.iter().enumerate() {
+    for (index, turn) in all_turns.iter().enumerate() {
         let input = turn.input(user.as_deref());
         writeln!(
             turns,
             "{organization}\t{id}\t{}\t{input}\t{{}}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
-            at + 1,
+            index + 1,
             turn.status,
             or_null(turn.internal_status),
             or_null(turn.result.as_deref()),
             turn.status == "stopped",
-            time(turn.created_at),
-            or_null(turn.started_at.map(time).as_deref()),
-            or_null(turn.finished_at.map(time).as_deref()),
+            format_time(turn.created_at),
+            or_null(turn.started_at.map(format_time).as_deref()),
+            or_null(turn.finished_at.map(format_time).as_deref()),
         )?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A lean HTTP client, so that the harness takes as little as it can of the processors it shares with the service.
+//! A minimal HTTP client: the harness shares the CPU with the service, so it must use little of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-use crate::numbers::percentile;
+use crate::statistics::percentile;
 
-/// A connection that is kept open.
+/// A client with one persistent connection.
 pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -23,19 +23,20 @@ impl Client {
         Ok(Self { stream, buffer: Vec::with_capacity(64 << 10) })
     }
 
-    /// Sends a request, and returns the body of its answer, which must be a success.
+    /// Sends a request and returns the body of the response. A status other than 2xx is an error.
     pub(crate) async fn send(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
         let head = self.read_head().await?;
-        let length = content_length(&self.buffer[..head]).context("an answer without its length")?;
+        let length =
+            content_length(&self.buffer[..head]).context("the response has no Content-Length")?;
         while self.buffer.len() < head + length {
             self.read_some().await?;
         }
         let body = &self.buffer[head..head + length];
         if !self.buffer.starts_with(b"HTTP/1.1 2") {
             bail!(
-                "{} was answered with {} {}",
+                "{}: {} {}",
                 first_line(request),
                 first_line(&self.buffer),
                 String::from_utf8_lossy(body)
@@ -44,15 +45,20 @@ impl Client {
         Ok(body)
     }
 
-    /// Sends a request whose answer is a stream, and returns the connection to read it from.
+    /// Sends a request whose response is a stream, and returns the connection to read it from.
     pub(crate) async fn open_stream(mut self, request: &[u8]) -> anyhow::Result<TcpStream> {
         self.stream.write_all(request).await?;
         self.read_head().await?;
-        ensure!(self.buffer.starts_with(b"HTTP/1.1 2"), "a stream: {}", first_line(&self.buffer));
+        ensure!(
+            self.buffer.starts_with(b"HTTP/1.1 2"),
+            "{}: {}",
+            first_line(request),
+            first_line(&self.buffer)
+        );
         Ok(self.stream)
     }
 
-    /// Reads up to the end of an answer's head, and returns where it is.
+    /// Reads until the head of a response is complete, and returns the offset of its end.
     async fn read_head(&mut self) -> anyhow::Result<usize> {
         loop {
             if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
@@ -63,7 +69,8 @@ impl Client {
     }
 
     async fn read_some(&mut self) -> anyhow::Result<()> {
-        ensure!(self.stream.read_buf(&mut self.buffer).await? > 0, "the service closed a connection");
+        let read = self.stream.read_buf(&mut self.buffer).await?;
+        ensure!(read > 0, "the service closed a connection");
         Ok(())
     }
 }
@@ -85,32 +92,32 @@ fn first_line(text: &[u8]) -> String {
     String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned()
 }
 
-/// A GET.
+/// A GET request.
 pub(crate) fn get(key: &str, path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\n\r\n").into_bytes()
 }
 
-/// A request with JSON.
+/// A request with a JSON body.
 pub(crate) fn with_body(method: &str, key: &str, path: &str, body: &str) -> Vec<u8> {
     format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()
 }
 
-/// What came of sending requests for a while.
+/// The latencies of the requests that were sent in some time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sample {
-    /// How long each took, in milliseconds, in order.
+    /// In milliseconds, sorted.
     latencies: Vec<f64>,
     seconds: f64,
 }
 
 impl Sample {
     pub(crate) fn requests(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "a run has no 2^52 requests")]
+        #[expect(clippy::cast_precision_loss, reason = "no run has 2^52 requests")]
         let requests = self.latencies.len() as f64;
         requests
     }
@@ -120,14 +127,16 @@ impl Sample {
         self.requests() / self.seconds
     }
 
-    /// The time within which so many of a hundred requests were answered, in milliseconds.
+    /// The given percentile of the latencies, in milliseconds.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
         percentile(&self.latencies, percent)
     }
 }
 
-/// Sends requests over some connections at once, each the next when it has the answer to the last one. `requests`
-/// makes what a connection sends.
+/// Sends requests over several connections at once. A connection sends its next request when it has
+/// received the response to the last one.
+///
+/// `requests` returns the source of requests of a connection, from the connection's number.
 pub(crate) async fn load<R: FnMut() -> Vec<u8> + Send + 'static>(
     port: u16,
     connections: usize,
@@ -135,26 +144,26 @@ pub(crate) async fn load<R: FnMut() -> Vec<u8> + Send + 'static>(
     requests: impl Fn(usize) -> R,
 ) -> anyhow::Result<Sample> {
     let start = Arc::new(Barrier::new(connections));
-    // Dropped, as on an error or Ctrl-C, the set ends its tasks.
+    // When the set is dropped, as on an error or Ctrl-C, it aborts its tasks.
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..connections {
         let mut client = Client::connect(port).await?;
-        let mut next = requests(number);
+        let mut next_request = requests(number);
         let start = start.clone();
         workers.spawn(async move {
             let mut latencies = Vec::new();
             start.wait().await;
-            let begun = Instant::now();
-            let mut now = begun;
-            while now - begun < duration {
-                let request = next();
-                // The request is made before its time begins.
+            let started = Instant::now();
+            let mut now = started;
+            while now - started < duration {
+                // The latency does not include the time to build the request.
+                let request = next_request();
                 let sent = Instant::now();
                 client.send(&request).await?;
                 now = Instant::now();
                 latencies.push((now - sent).as_secs_f64() * 1e3);
             }
-            anyhow::Ok((latencies, (now - begun).as_secs_f64()))
+            anyhow::Ok((latencies, (now - started).as_secs_f64()))
         });
     }
     let mut sample = Sample::default();

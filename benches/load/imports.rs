@@ -1,82 +1,94 @@
-//! `task-history import` against `COPY` of the same rows.
+//! `task-history import` compared with `COPY` of the same rows.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::time::Instant;
 
 use crate::Bench;
-use crate::copy::Rows;
-use crate::data::{Generator, lines};
+use crate::copy::CopyFiles;
+use crate::data::{Generator, ndjson_chunks};
+use crate::data_set::{BARE, DataSet, organization_name};
 use crate::database;
-use crate::numbers::median;
 use crate::report::{Cell, Section};
-use crate::sites::{BARE, Site, organization_name};
+use crate::statistics::median;
 
-pub(crate) async fn measure(bench: &mut Bench, site: &Site) -> anyhow::Result<()> {
+pub(crate) async fn measure(bench: &mut Bench, data_set: &DataSet) -> anyhow::Result<()> {
+    let service = &data_set.service;
     let records = bench.options.records;
-    // Other tasks than those of the data set, and other turns.
+    // The seed differs from that of the data set, so that the tasks and turns differ too.
     let generator = || Generator::new(records, bench.options.seed ^ 0x696d_706f_7274);
-    let directory = tempfile::Builder::new().prefix("import-").tempdir_in(bench.home.path())?;
-    let (organization, _) = site.organization(bench, "copy").await?;
-    let (bare, _) = site.organization(bench, BARE).await?;
-    site.organization(bench, "import").await?;
+    let scratch = bench.work_directory.path();
+    let directory = tempfile::Builder::new().prefix("import-").tempdir_in(scratch)?;
+    let (organization, _) = data_set.create_organization(bench, "copy").await?;
+    let (bare_organization, _) = data_set.create_organization(bench, BARE).await?;
+    data_set.create_organization(bench, "import").await?;
     let file = directory.path().join("records.ndjson");
-    bench.say(&format!("writing {records} records into files"));
-    let (rows, bare_rows) = {
+    bench.log(&format!("writing {records} records into files"));
+    let (files, bare_files) = {
         let mut out = BufWriter::new(File::create(&file)?);
-        for chunk in lines(generator()) {
+        for chunk in ndjson_chunks(generator()) {
             out.write_all(&chunk)?;
         }
         out.flush()?;
         (
-            Rows::write(directory.path(), &organization, generator())?,
-            Rows::write(directory.path(), &bare, generator())?,
+            CopyFiles::write(directory.path(), &organization, generator())?,
+            CopyFiles::write(directory.path(), &bare_organization, generator())?,
         )
     };
-    let mut connection = database::connect(&site.service).await?;
+    let mut connection = database::connect(service).await?;
     let (mut imports, mut copies, mut bare_copies) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=bench.options.rounds {
-        bench.say(&format!("import, round {round} of {}", bench.options.rounds));
-        // Each round finds the tables as the first one did.
+        bench.log(&format!("import, round {round} of {}", bench.options.rounds));
+        // Each round starts with the same rows in the tables.
         for name in ["import", "copy"] {
-            let statement =
-                "DELETE FROM tasks USING organizations o WHERE o.id = organization_id AND o.name = $1";
-            sqlx::query(statement).bind(organization_name(name)).execute(&mut connection).await?;
+            let statement = "DELETE FROM tasks USING organizations \
+                             WHERE organizations.id = organization_id AND organizations.name = $1";
+            let query = sqlx::query(statement).bind(organization_name(name));
+            query.execute(&mut connection).await?;
         }
-        database::settle(&mut connection).await?;
-        let begun = Instant::now();
-        site.service.import_file(&bench.programs, &organization_name("import"), &file).await?;
-        imports.push(rate(records, begun));
+        database::vacuum_and_checkpoint(&mut connection).await?;
+        let started = Instant::now();
+        service.import_file(&bench.programs, &organization_name("import"), &file).await?;
+        imports.push(rate(records, started));
         database::execute(&mut connection, "CHECKPOINT").await?;
-        let begun = Instant::now();
-        rows.copy(&mut connection).await?;
-        copies.push(rate(records, begun));
-        database::execute(&mut connection, "CHECKPOINT; SET session_replication_role = replica").await?;
-        let begun = Instant::now();
-        bare_rows.copy(&mut connection).await?;
-        bare_copies.push(rate(records, begun));
+        let started = Instant::now();
+        files.load(&mut connection).await?;
+        copies.push(rate(records, started));
+        let statements = "CHECKPOINT; SET session_replication_role = replica";
+        database::execute(&mut connection, statements).await?;
+        let started = Instant::now();
+        bare_files.load(&mut connection).await?;
+        bare_copies.push(rate(records, started));
         database::execute(&mut connection, "RESET session_replication_role").await?;
-        site.remove_bare().await?;
+        data_set.remove_bare_rows().await?;
     }
-    let against = |floors: &[f64]| -> Vec<f64> {
-        imports.iter().zip(floors).map(|(import, floor)| import / floor).collect()
+    let ratios = |baselines: &[f64]| -> Vec<f64> {
+        imports.iter().zip(baselines).map(|(import, baseline)| import / baseline).collect()
     };
     let mut section = Section::new(
-        format!("{records} records into a new organisation, turns included"),
+        format!("{records} records into a new organization, turns included"),
         &["what", "records/s", "import against it"],
     );
-    section.row(vec![Cell::from("task-history import"), Cell::median(&imports, 0), Cell::None]);
-    for (name, floors) in [("COPY", &copies), ("COPY where no trigger fires", &bare_copies)] {
-        section.row(vec![Cell::from(name), Cell::median(floors, 0), Cell::median(&against(floors), 2)]);
+    section.push_row(vec![
+        Cell::from("task-history import"),
+        Cell::median(&imports, 0),
+        Cell::None,
+    ]);
+    for (name, baselines) in [("COPY", &copies), ("COPY without triggers", &bare_copies)] {
+        section.push_row(vec![
+            Cell::from(name),
+            Cell::median(baselines, 0),
+            Cell::median(&ratios(baselines), 2),
+        ]);
     }
-    bench.report.add(section);
-    bench.report.measured("import", median(against(&copies)));
-    bench.report.measured("import-bare", median(against(&bare_copies)));
+    bench.report.add_section(section);
+    bench.report.set_measured("import", median(ratios(&copies)));
+    bench.report.set_measured("import-bare", median(ratios(&bare_copies)));
     Ok(())
 }
 
-fn rate(records: u64, begun: Instant) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "nobody imports 2^52 records")]
+fn rate(records: u64, started: Instant) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "no import has 2^52 records")]
     let records = records as f64;
-    records / begun.elapsed().as_secs_f64()
+    records / started.elapsed().as_secs_f64()
 }

@@ -1,24 +1,24 @@
-//! The load harness, `cargo bench`: how the service does against the PostgreSQL it stands on, on the same machine in the
-//! same minutes. `docs/performance.md` says how to read what it prints.
+//! The load harness, `cargo bench`: it compares the service with its own PostgreSQL, on the same
+//! machine in the same minutes. `docs/performance.md` explains the report.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the report goes to the one, progress to the other"
+    reason = "the report goes to standard output, progress to standard error"
 )]
 
 mod copy;
 mod data;
+mod data_set;
 mod database;
 mod events;
 mod http;
 mod imports;
-mod numbers;
 mod pgbench;
 mod process;
 mod reads;
 mod report;
 mod service;
-mod sites;
+mod statistics;
 mod writes;
 
 use std::path::PathBuf;
@@ -30,44 +30,69 @@ use clap::{Parser, ValueEnum};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use data_set::{DataSet, WorkDirectory};
 use report::Report;
 use service::Programs;
-use sites::{Home, Site};
 
-/// Measures the service under load, against the PostgreSQL it stands on
+/// Measure the service under load, and compare it with its own PostgreSQL
 #[derive(Debug, Parser)]
-struct Options {
-    /// Tasks of the big data set, of which one agent has a third
-    #[arg(long, default_value_t = 1_000_000, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1000..))]
+struct BenchOptions {
+    /// Tasks of the big data set; one agent has a third of them
+    #[arg(
+        long,
+        default_value_t = 1_000_000,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u64).range(1000..),
+    )]
     tasks: u64,
     /// Tasks of the small data set
-    #[arg(long, default_value_t = 10_000, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(300..))]
+    #[arg(
+        long,
+        default_value_t = 10_000,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u64).range(300..),
+    )]
     small: u64,
-    /// A big data set of ten million tasks
+    /// Use a big data set of ten million tasks
     #[arg(long, conflicts_with = "tasks")]
     large: bool,
-    /// How often everything is measured; the median counts
-    #[arg(long, default_value_t = 5, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Rounds of all measurements; the report has their medians
+    #[arg(
+        long,
+        default_value_t = 5,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..),
+    )]
     rounds: u32,
-    /// How long each measurement takes
-    #[arg(long, default_value_t = 2, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Seconds that each measurement takes
+    #[arg(
+        long,
+        default_value_t = 2,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u64).range(1..),
+    )]
     seconds: u64,
     /// Records of each import
-    #[arg(long, default_value_t = 100_000, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        default_value_t = 100_000,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u64).range(1..),
+    )]
     records: u64,
-    /// What the data and the requests are drawn from
+    /// Seed of the random data and requests
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     seed: u64,
-    /// Directory for the data, which is kept and used again [default: a temporary one]
+    /// Directory for the data sets, which are kept for later runs [default: a temporary directory]
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
-    /// Measure a part only
+    /// Run one part of the measurements only
     #[arg(long, value_name = "PART")]
     only: Option<Part>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// What cargo says to every benchmark
+    /// Ignored: cargo passes it to all benchmarks
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -79,33 +104,33 @@ enum Part {
     Import,
 }
 
-/// What every part works with.
+/// The state that all parts share.
 struct Bench {
-    options: Options,
+    options: BenchOptions,
     programs: Programs,
-    home: Home,
+    work_directory: WorkDirectory,
     report: Report,
-    begun: Instant,
+    started: Instant,
 }
 
 impl Bench {
-    /// How long a measurement takes.
+    /// The duration of each measurement.
     fn duration(&self) -> Duration {
         Duration::from_secs(self.options.seconds)
     }
 
-    fn wants(&self, part: Part) -> bool {
+    fn includes(&self, part: Part) -> bool {
         self.options.only.is_none_or(|only| only == part)
     }
 
-    /// Says what begins now.
-    fn say(&self, what: &str) {
-        eprintln!("{:7.1} s  {what}", self.begun.elapsed().as_secs_f64());
+    /// Prints progress: the step that begins now.
+    fn log(&self, step: &str) {
+        eprintln!("{:7.1} s  {step}", self.started.elapsed().as_secs_f64());
     }
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = BenchOptions::parse();
     let as_json = options.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -115,8 +140,8 @@ fn main() -> ExitCode {
         }
     };
     let outcome = prepare(options).and_then(|mut bench| {
-        // However `run` ends, its services end with it; the home is left, or removed, after them.
-        let ended = runtime.block_on(async {
+        // The services end with `run`, even if it is canceled. The directory is closed after that.
+        let is_complete = runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             tokio::select! {
                 outcome = run(&mut bench) => outcome.map(|()| true),
@@ -124,8 +149,8 @@ fn main() -> ExitCode {
                 _ = terminate.recv() => Ok(false),
             }
         });
-        bench.home.close();
-        ended.map(|is_whole| is_whole.then_some(bench.report))
+        bench.work_directory.close();
+        is_complete.map(|is_complete| is_complete.then_some(bench.report))
     });
     match outcome {
         Ok(Some(report)) if as_json => println!("{:#}", report.to_json()),
@@ -139,21 +164,23 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn prepare(mut options: Options) -> anyhow::Result<Bench> {
+fn prepare(mut options: BenchOptions) -> anyhow::Result<Bench> {
     if options.large {
         options.tasks = 10_000_000;
     }
-    let home = Home::open(options.data_dir.as_deref())?;
-    let programs = Programs::find(home.path())?;
-    Ok(Bench { options, programs, home, report: Report::default(), begun: Instant::now() })
+    let work_directory = WorkDirectory::open(options.data_dir.as_deref())?;
+    let programs = Programs::find(work_directory.path())?;
+    let (report, started) = (Report::default(), Instant::now());
+    Ok(Bench { options, programs, work_directory, report, started })
 }
 
 async fn run(bench: &mut Bench) -> anyhow::Result<()> {
-    let Options { tasks, small, rounds, seconds, seed, .. } = bench.options;
-    let big = Site::open(bench, "big", tasks).await?;
+    let BenchOptions { tasks, small, rounds, seconds, seed, .. } = bench.options;
+    let big = DataSet::open(bench, "big", tasks).await?;
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let mut connection = database::connect(&big.service).await?;
-    let version = database::text(&mut connection, "SELECT current_setting('server_version')", &[]).await?;
+    let statement = "SELECT current_setting('server_version')";
+    let version = database::text(&mut connection, statement, &[]).await?;
     drop(connection);
     for (name, value) in [
         ("cores", json!(cores)),
@@ -168,30 +195,30 @@ async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         bench.report.setting.insert(name.to_owned(), value);
     }
 
-    let big = if bench.wants(Part::Reads) {
+    let big = if bench.includes(Part::Reads) {
         let big = reads::measure_start(bench, big).await?;
-        let small = Site::open(bench, "small", small).await?;
+        let small = DataSet::open(bench, "small", small).await?;
         reads::measure(bench, &big, &small).await?;
         small.service.stop().await?;
         big
     } else {
         big
     };
-    if bench.wants(Part::Writes) {
+    if bench.includes(Part::Writes) {
         writes::measure(bench, &big).await?;
         events::measure(bench, &big).await?;
     }
-    let memory = process::memory(big.service.pid)?;
+    let memory = big.service.memory()?;
     if bench.options.only != Some(Part::Import) {
-        bench.report.measured("memory", memory.peak);
+        bench.report.set_measured("memory", memory.peak);
     }
-    if bench.wants(Part::Import) {
+    if bench.includes(Part::Import) {
         imports::measure(bench, &big).await?;
     }
-    if bench.home.is_kept() {
-        bench.say("removing what was written");
-        big.remove_written().await?;
+    if bench.work_directory.is_kept() {
+        bench.log("removing the tasks that this run wrote");
+        big.remove_written_tasks().await?;
     }
-    bench.say("stopping");
+    bench.log("stopping");
     big.service.stop().await
 }

@@ -1,24 +1,27 @@
-//! What is printed at the end.
+//! The report: tables of measurements, and the targets.
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
 
-use crate::numbers::median;
+use crate::statistics::median;
 
-/// A place in a table.
+/// A cell of a table.
 #[derive(Debug, Clone)]
 pub(crate) enum Cell {
     Text(String),
-    /// A number, and how many decimals of it mean anything.
+    /// A number, and its significant decimals.
     Number(f64, usize),
-    /// Not measured, or not to be.
+    /// Not measured, or not applicable.
     None,
 }
 
 impl Cell {
-    /// The median of what the rounds measured.
+    /// The median of the rounds, or `None` without rounds.
     pub(crate) fn median(numbers: &[f64], decimals: usize) -> Self {
-        if numbers.is_empty() { Self::None } else { Self::Number(median(numbers.iter().copied()), decimals) }
+        match numbers {
+            [] => Self::None,
+            _ => Self::Number(median(numbers.iter().copied()), decimals),
+        }
     }
 
     pub(crate) fn of_count(count: impl TryInto<u32>) -> Self {
@@ -49,7 +52,7 @@ impl From<&str> for Cell {
     }
 }
 
-/// A table of one subject.
+/// A table with a title.
 pub(crate) struct Section {
     name: String,
     columns: Vec<&'static str>,
@@ -61,13 +64,13 @@ impl Section {
         Self { name: name.into(), columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    pub(crate) fn row(&mut self, cells: Vec<Cell>) {
-        debug_assert_eq!(cells.len(), self.columns.len(), "a cell for each column of {}", self.name);
+    pub(crate) fn push_row(&mut self, cells: Vec<Cell>) {
+        debug_assert_eq!(cells.len(), self.columns.len(), "one cell a column: {}", self.name);
         self.rows.push(cells);
     }
 }
 
-/// What the service is held to.
+/// A limit for a measured value.
 struct Target {
     name: &'static str,
     what: &'static str,
@@ -77,7 +80,7 @@ struct Target {
 enum Limit {
     AtLeast(f64),
     AtMost(f64),
-    /// None; it is there to read another by.
+    /// No limit: the value explains the one before it.
     None,
 }
 
@@ -92,7 +95,11 @@ const TARGETS: [Target; 12] = [
         what: "service's CPU a list request against PostgreSQL's",
         limit: Limit::AtMost(1.0),
     },
-    Target { name: "size", what: "p50 of page 1, big data set against small", limit: Limit::AtMost(1.2) },
+    Target {
+        name: "size",
+        what: "p50 of page 1, big data set against small",
+        limit: Limit::AtMost(1.2),
+    },
     Target {
         name: "depth",
         what: "p50 of the last or a random page against page 1",
@@ -110,14 +117,26 @@ const TARGETS: [Target; 12] = [
     },
     Target {
         name: "write-rate-bare",
-        what: "  the same where no trigger fires for pgbench",
+        what: "  the same, pgbench without triggers",
         limit: Limit::None,
     },
-    Target { name: "write-alone", what: "p50 of one write alone against pgbench", limit: Limit::AtMost(1.2) },
+    Target {
+        name: "write-alone",
+        what: "p50 of one write alone against pgbench",
+        limit: Limit::AtMost(1.2),
+    },
     Target { name: "import", what: "imported records/s against COPY", limit: Limit::AtLeast(0.5) },
-    Target { name: "import-bare", what: "  the same where no trigger fires for COPY", limit: Limit::None },
-    Target { name: "walk", what: "walking all pages, the last against the first", limit: Limit::AtMost(2.0) },
-    Target { name: "memory", what: "most memory of the service under load, MiB", limit: Limit::AtMost(64.0) },
+    Target { name: "import-bare", what: "  the same, COPY without triggers", limit: Limit::None },
+    Target {
+        name: "paging",
+        what: "paging through all tasks, last page against first",
+        limit: Limit::AtMost(2.0),
+    },
+    Target {
+        name: "memory",
+        what: "peak memory of the service under load, MiB",
+        limit: Limit::AtMost(64.0),
+    },
 ];
 
 /// Everything that was measured.
@@ -130,17 +149,17 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, section: Section) {
+    pub(crate) fn add_section(&mut self, section: Section) {
         self.sections.push(section);
     }
 
-    /// What was measured for a target.
-    pub(crate) fn measured(&mut self, target: &'static str, value: f64) {
-        debug_assert!(TARGETS.iter().any(|known| known.name == target), "{target} is a target");
+    /// Sets the measured value of a target.
+    pub(crate) fn set_measured(&mut self, target: &'static str, value: f64) {
+        debug_assert!(TARGETS.iter().any(|known| known.name == target), "{target} is no target");
         self.measured.push((target, value));
     }
 
-    /// As a person reads it.
+    /// The report as plain text.
     pub(crate) fn to_text(&self) -> String {
         let setting: Vec<String> =
             self.setting.iter().map(|(name, value)| format!("{name} {value}")).collect();
@@ -152,7 +171,7 @@ impl Report {
             for row in &section.rows {
                 table.add_row(row.iter().map(Cell::text));
             }
-            // Names to the left, numbers to the right.
+            // The first column has names, the others have numbers.
             for column in table.column_iter_mut().skip(1) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -161,7 +180,7 @@ impl Report {
         text
     }
 
-    /// The same for a program.
+    /// The report as JSON.
     pub(crate) fn to_json(&self) -> Value {
         let targets = self.targets();
         let sections = self.sections.iter().chain([&targets]).map(|section| {
@@ -181,14 +200,21 @@ impl Report {
     fn targets(&self) -> Section {
         let mut section = Section::new("Targets", &["what", "target", "measured", "met"]);
         for target in &TARGETS {
-            let measured =
-                self.measured.iter().find(|(name, _)| *name == target.name).map(|(_, value)| *value);
+            let measured = self
+                .measured
+                .iter()
+                .find(|(name, _)| *name == target.name)
+                .map(|(_, value)| *value);
             let (limit, is_met) = match target.limit {
-                Limit::AtLeast(limit) => (format!(">= {limit}"), measured.map(|value| value >= limit)),
-                Limit::AtMost(limit) => (format!("<= {limit}"), measured.map(|value| value <= limit)),
+                Limit::AtLeast(limit) => {
+                    (format!(">= {limit}"), measured.map(|value| value >= limit))
+                }
+                Limit::AtMost(limit) => {
+                    (format!("<= {limit}"), measured.map(|value| value <= limit))
+                }
                 Limit::None => ("-".to_owned(), None),
             };
-            section.row(vec![
+            section.push_row(vec![
                 Cell::from(target.what),
                 Cell::Text(limit),
                 measured.map_or(Cell::None, |value| Cell::Number(value, 2)),

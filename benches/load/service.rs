@@ -1,4 +1,4 @@
-//! The released service, started as anybody starts it, on its own PostgreSQL.
+//! The released service as a process of its own, with an embedded PostgreSQL.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -12,36 +12,40 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::process;
+use crate::process::{self, CpuTime, Memory};
 
-/// The key that the services are told to have.
-pub(crate) const KEY: &str = "key-of-the-load-harness-and-nobody-else";
+/// The bootstrap key of the services.
+pub(crate) const KEY: &str = "bootstrap-key-for-the-load-harness-only";
 
-/// Connections to the database: the service's default, and as many clients as `pgbench` has beside it.
+/// Connections to the database: the service's default. `pgbench` gets as many clients when it runs
+/// a statement of the service.
 pub(crate) const DATABASE_CONNECTIONS: usize = 8;
 
-/// How long anything may take to start or to stop.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How long a process may take to start or to stop.
+const START_STOP_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// PostgreSQL's programs, for the service and for the harness.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
-    /// Where the real ones are, `pgbench` among them.
+    /// The directory of the installed programs, including `pgbench`.
     pub(crate) directory: PathBuf,
-    /// A directory for `--postgres-bin-dir`.
+    /// The directory for `--postgres-bin-dir`.
     for_service: PathBuf,
 }
 
 impl Programs {
-    /// Finds the programs, and puts a `postgres` in front of them that allows for more connections: the service's own
-    /// server takes 64, and 64 clients of `pgbench` come on top of the service's. Nothing else is changed.
+    /// Finds the installed programs, and writes a `postgres` wrapper that raises `max_connections`.
+    ///
+    /// The embedded server allows 64 connections; `pgbench` needs 64 in addition to those of the
+    /// service. The wrapper changes no other setting.
     pub(crate) fn find(scratch: &Path) -> anyhow::Result<Self> {
         let directory = find_directory()?;
         let for_service = scratch.join("bin");
-        open_to_all(&for_service)?;
+        create_world_readable(&for_service)?;
         let postgres = for_service.join("postgres");
-        let real = directory.join("postgres");
-        let script = format!("#!/bin/sh\nexec '{}' \"$@\" -c max_connections=128\n", real.display());
+        let installed = directory.join("postgres");
+        let script =
+            format!("#!/bin/sh\nexec '{}' \"$@\" -c max_connections=128\n", installed.display());
         fs::write(&postgres, script)?;
         fs::set_permissions(&postgres, Permissions::from_mode(0o755))?;
         let initdb = for_service.join("initdb");
@@ -52,7 +56,8 @@ impl Programs {
     }
 }
 
-/// Where `pgbench` stands beside `postgres`: on PATH, else the newest of Debian's places.
+/// The directory with `postgres`, `pgbench` and `initdb`: from PATH, else the newest version in
+/// Debian's directories.
 fn find_directory() -> anyhow::Result<PathBuf> {
     let mut candidates: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -60,98 +65,121 @@ fn find_directory() -> anyhow::Result<PathBuf> {
         .flatten()
         .map(|entry| entry.path().join("bin"))
         .collect();
-    let version = |path: &PathBuf| -> Option<u32> { path.parent()?.file_name()?.to_str()?.parse().ok() };
+    let version =
+        |path: &PathBuf| -> Option<u32> { path.parent()?.file_name()?.to_str()?.parse().ok() };
     candidates.sort_by_key(|path| std::cmp::Reverse(version(path)));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let all = std::env::split_paths(&path).chain(candidates);
-    let mut fitting = all.filter_map(|directory| {
-        // A link on PATH leads to where the others are.
+    let mut complete = all.filter_map(|directory| {
+        // A symbolic link on PATH leads to the directory of the other programs.
         let postgres = fs::canonicalize(directory.join("postgres")).ok()?;
         let directory = postgres.parent()?.to_owned();
-        ["pgbench", "initdb"].iter().all(|program| directory.join(program).exists()).then_some(directory)
+        let has_all = ["pgbench", "initdb"].iter().all(|program| directory.join(program).exists());
+        has_all.then_some(directory)
     });
-    fitting.next().context("this machine has no PostgreSQL with pgbench: apt-get install postgresql")
+    complete.next().context("no PostgreSQL with pgbench is installed: apt-get install postgresql")
 }
 
-/// Makes a directory that PostgreSQL's user can enter: the service runs its server as another user than root.
-pub(crate) fn open_to_all(directory: &Path) -> anyhow::Result<()> {
+/// Creates a directory that all users can enter: if root runs the service, PostgreSQL runs as
+/// another user.
+pub(crate) fn create_world_readable(directory: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     fs::set_permissions(directory, Permissions::from_mode(0o755))?;
     Ok(())
 }
 
-/// A service that listens.
-pub(crate) struct Service {
+/// A service that accepts connections.
+pub(crate) struct RunningService {
     child: Child,
-    /// Kept, so that what the service prints has somewhere to go.
+    /// Keeps the pipe open, so that the service can write to its standard output.
     _stdout: Lines<BufReader<ChildStdout>>,
-    pub(crate) pid: u32,
+    pid: u32,
     pub(crate) port: u16,
-    /// From its start to the line that says where it listens.
+    /// The time from spawn to the line that states the address.
     pub(crate) started_in: Duration,
+    /// The service's data directory.
     pub(crate) directory: PathBuf,
-    pub(crate) postmaster: u32,
-    /// Where the socket of its PostgreSQL is.
+    postmaster: u32,
+    /// The directory of the PostgreSQL socket.
     pub(crate) socket: PathBuf,
 }
 
-impl Service {
-    /// Starts the service on a data directory.
+impl RunningService {
+    /// Starts a service on a data directory.
     pub(crate) async fn start(programs: &Programs, directory: &Path) -> anyhow::Result<Self> {
         let mut command = command(programs);
         command.arg("--data-dir").arg(directory);
-        Self::listen(command, directory).await
+        Self::spawn(command, directory).await
     }
 
-    /// Starts another service on the same database, which it is given by its address.
-    pub(crate) async fn start_beside(&self, programs: &Programs) -> anyhow::Result<Self> {
+    /// Starts another service on the same database, which it connects to by `DATABASE_URL`.
+    pub(crate) async fn start_second(&self, programs: &Programs) -> anyhow::Result<Self> {
         let mut command = command(programs);
-        let url = format!("postgres://postgres@localhost/task_history?host={}", self.socket.display());
+        let socket = self.socket.display();
+        let url = format!("postgres://postgres@localhost/task_history?host={socket}");
         command.env("DATABASE_URL", url);
-        Self::listen(command, &self.directory).await
+        Self::spawn(command, &self.directory).await
     }
 
-    async fn listen(mut command: Command, directory: &Path) -> anyhow::Result<Self> {
+    async fn spawn(mut command: Command, directory: &Path) -> anyhow::Result<Self> {
         command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
-        let begun = Instant::now();
-        let mut child = command.spawn().context("the service does not start")?;
-        let mut stdout = BufReader::new(child.stdout.take().context("a pipe")?).lines();
-        let line = tokio::time::timeout(PATIENCE, stdout.next_line())
+        let started = Instant::now();
+        let mut child = command.spawn().context("the service cannot be started")?;
+        let stdout = child.stdout.take().context("the service has no standard output")?;
+        let mut stdout = BufReader::new(stdout).lines();
+        let line = tokio::time::timeout(START_STOP_TIMEOUT, stdout.next_line())
             .await
             .context("the service does not listen")?;
-        let started_in = begun.elapsed();
+        let started_in = started.elapsed();
         let Some(line) = line? else { bail!("the service ended before it listened") };
         let port = line
             .strip_prefix("Listening on http://127.0.0.1:")
             .and_then(|rest| rest.split(',').next()?.parse().ok())
-            .with_context(|| format!("the service said `{line}`"))?;
+            .with_context(|| format!("the service printed `{line}`"))?;
         let pid = child.id().context("the service has ended")?;
         let (postmaster, socket) = read_pid_file(directory)?;
         let directory = directory.to_owned();
         Ok(Self { child, _stdout: stdout, pid, port, started_in, directory, postmaster, socket })
     }
 
-    /// Stops it in the proper way.
+    /// Shuts the service down gracefully.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         kill(Pid::from_raw(i32::try_from(self.pid)?), Signal::SIGTERM)?;
-        let status = tokio::time::timeout(PATIENCE, self.child.wait())
+        let status = tokio::time::timeout(START_STOP_TIMEOUT, self.child.wait())
             .await
             .context("the service does not stop")??;
         ensure!(status.success(), "the service ended with {status}");
         Ok(())
     }
 
-    /// Makes an organisation with a key, and returns the key.
-    pub(crate) async fn create_key(&self, programs: &Programs, organization: &str) -> anyhow::Result<String> {
-        let mut command = command(programs);
-        command.args(["keys", "create", "--name", "load", "--json", "--organization", organization]);
-        let output = command.arg("--data-dir").arg(&self.directory).output().await?;
-        ensure!(output.status.success(), "task-history keys: {}", String::from_utf8_lossy(&output.stderr));
-        let made: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        Ok(made["key"].as_str().context("no key was made")?.to_owned())
+    /// The CPU time that the service and its PostgreSQL have used so far.
+    pub(crate) fn cpu_time(&self) -> CpuTime {
+        process::cpu_time(self.pid, self.postmaster)
     }
 
-    /// Runs `task-history import` beside the service and hands it the records, chunk by chunk.
+    /// The memory of the service, without PostgreSQL.
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
+        process::memory(self.pid)
+    }
+
+    /// Creates an organization with an API key, and returns the key.
+    pub(crate) async fn create_key(
+        &self,
+        programs: &Programs,
+        organization: &str,
+    ) -> anyhow::Result<String> {
+        let mut command = command(programs);
+        command.args(["keys", "create", "--name", "load", "--json"]);
+        command.args(["--organization", organization]);
+        let output = command.arg("--data-dir").arg(&self.directory).output().await?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "task-history keys: {stderr}");
+        let created: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        Ok(created["key"].as_str().context("task-history keys printed no key")?.to_owned())
+    }
+
+    /// Runs `task-history import` while the service runs, and writes the chunks to its standard
+    /// input.
     pub(crate) async fn import(
         &self,
         programs: &Programs,
@@ -162,10 +190,10 @@ impl Service {
         command.args(["import", "-", "--json", "--organization", organization]);
         command.arg("--data-dir").arg(&self.directory);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        let mut stdin = child.stdin.take().context("a pipe")?;
+        let mut stdin = child.stdin.take().context("the import has no standard input")?;
         for chunk in chunks {
             if stdin.write_all(&chunk).await.is_err() {
-                // It went away; its exit code says why.
+                // The import has ended; its exit code is checked below.
                 break;
             }
         }
@@ -175,7 +203,7 @@ impl Service {
         Ok(())
     }
 
-    /// Imports a file.
+    /// Runs `task-history import` on a file while the service runs.
     pub(crate) async fn import_file(
         &self,
         programs: &Programs,
@@ -191,8 +219,10 @@ impl Service {
     }
 }
 
-/// The program, in an environment with no settings but ours. It is in a process group of its own, so that Ctrl-C comes
-/// to the harness alone, which then stops everything in order.
+/// The `task-history` program in an environment with the settings of the harness only.
+///
+/// It is in a process group of its own. So Ctrl-C signals the harness only, which then stops all
+/// processes in order.
 fn command(programs: &Programs) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_task-history"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -202,21 +232,23 @@ fn command(programs: &Programs) -> Command {
     command
 }
 
-/// The number of the server of a data directory, and where its socket is.
+/// The postmaster's process id and its socket directory, from a service's data directory.
 fn read_pid_file(directory: &Path) -> anyhow::Result<(u32, PathBuf)> {
     let path = directory.join("data/postmaster.pid");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut lines = text.lines();
     let pid = lines.next().and_then(|pid| pid.trim().parse().ok());
-    pid.zip(lines.nth(3).map(PathBuf::from)).with_context(|| format!("{} is not whole", path.display()))
+    let contents = pid.zip(lines.nth(3).map(PathBuf::from));
+    contents.with_context(|| format!("{} is incomplete", path.display()))
 }
 
-/// Waits until no server runs on a data directory: one whose service was killed needs a moment to stop.
-pub(crate) fn wait_for_server_to_end(directory: &Path) {
-    let begun = Instant::now();
+/// Waits until no PostgreSQL runs on a service's data directory: after its service was killed, a
+/// server needs a moment to stop.
+pub(crate) fn wait_until_server_stops(directory: &Path) {
+    let started = Instant::now();
     while let Ok((pid, _)) = read_pid_file(directory)
         && process::is_alive(pid)
-        && begun.elapsed() < PATIENCE
+        && started.elapsed() < START_STOP_TIMEOUT
     {
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -1,78 +1,97 @@
-//! Who calls. These extractors are the only way from a request to an [`OrganizationId`], and every method of the
-//! store that handlers call wants one, so a handler without them does not compile. They come first in a handler's arguments: a request
-//! without a valid key learns nothing about what else is wrong with it.
+//! Authentication and permissions.
+//!
+//! [`Caller`] is the only way from a request to an [`OrganizationId`], and every store method that
+//! handlers call takes one: a handler without a caller does not compile. The caller is the first
+//! argument of a handler, so a request without a valid key learns nothing else.
+
+use std::marker::PhantomData;
 
 use axum::extract::{FromRequestParts, RawPathParams};
+use axum::http::HeaderValue;
 use axum::http::request::Parts;
 
-use super::Api;
 use super::error::ApiError;
-use super::path::ORGANIZATION;
-use crate::domain::OrganizationId;
-use crate::store::{Authenticated, KeyDigest};
+use super::request::path::ORGANIZATION_PARAM;
+use super::state::AppState;
+use crate::domain::{KeyDigest, OrganizationId, Principal};
 
-/// The header that carries the API key.
-const HEADER: &str = "x-api-key";
+/// The header with the API key.
+const API_KEY_HEADER: &str = "x-api-key";
 
-/// A caller with a valid key.
-pub(crate) struct Reader {
-    organization_id: OrganizationId,
+/// What a handler does with its caller's data.
+pub(crate) trait Permission: Send + Sync {
+    /// Whether a principal has the permission.
+    fn allows(principal: &Principal) -> bool;
 }
 
-/// A caller whose key may also record and report.
-pub(crate) struct Writer {
-    organization_id: OrganizationId,
+/// The permission to list and to read. Every valid key has it.
+pub(crate) struct Read;
+
+/// The permission to record, to report and to delete.
+pub(crate) struct Write;
+
+impl Permission for Read {
+    fn allows(_: &Principal) -> bool {
+        true
+    }
 }
 
-impl Reader {
+impl Permission for Write {
+    fn allows(principal: &Principal) -> bool {
+        principal.can_write
+    }
+}
+
+/// The sender of a request: it has a valid key with the permission `P`.
+pub(crate) struct Caller<P> {
+    organization_id: OrganizationId,
+    permission: PhantomData<P>,
+}
+
+impl<P> Caller<P> {
     pub(crate) fn organization(&self) -> OrganizationId {
         self.organization_id
     }
 }
 
-impl Writer {
-    pub(crate) fn organization(&self) -> OrganizationId {
-        self.organization_id
-    }
-}
-
-impl FromRequestParts<Api> for Reader {
+impl<P: Permission> FromRequestParts<AppState> for Caller<P> {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let Authenticated { organization_id, .. } = authenticate(parts, api).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let principal = authenticate(parts, state).await?;
+        let organization_id = principal.organization_id;
         check_organization_in_path(parts, organization_id).await?;
-        Ok(Self { organization_id })
+        if P::allows(&principal) {
+            Ok(Self { organization_id, permission: PhantomData })
+        } else {
+            Err(ApiError::ReadOnlyKey)
+        }
     }
 }
 
-impl FromRequestParts<Api> for Writer {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let Authenticated { organization_id, can_write } = authenticate(parts, api).await?;
-        check_organization_in_path(parts, organization_id).await?;
-        if can_write { Ok(Self { organization_id }) } else { Err(ApiError::ReadOnlyKey) }
-    }
-}
-
-async fn authenticate(parts: &Parts, api: &Api) -> Result<Authenticated, ApiError> {
-    let key = parts.headers.get(HEADER).map(axum::http::HeaderValue::as_bytes).unwrap_or_default();
+async fn authenticate(parts: &Parts, state: &AppState) -> Result<Principal, ApiError> {
+    let key = parts.headers.get(API_KEY_HEADER).map(HeaderValue::as_bytes).unwrap_or_default();
     if key.is_empty() {
         return Err(ApiError::Unauthenticated);
     }
-    // Looked up by its digest: how long the comparison takes tells nothing about the keys that are stored.
-    let caller = api.store.authenticate(KeyDigest::of(key), api.clock.now()).await?;
-    caller.ok_or(ApiError::Unauthenticated)
+    // Looked up by its digest: the time of the comparison tells nothing about stored keys.
+    let principal = state.store.authenticate(KeyDigest::of(key), state.clock.now()).await?;
+    principal.ok_or(ApiError::Unauthenticated)
 }
 
-/// A path may name the organisation; then it must be the caller's own, or the path leads nowhere. The official SDK
-/// writes `None` where it has not been told.
-async fn check_organization_in_path(parts: &mut Parts, organization: OrganizationId) -> Result<(), ApiError> {
-    let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| ApiError::RouteNotFound)?;
-    let named = params.iter().find(|(name, _)| *name == ORGANIZATION).map(|(_, value)| value);
+/// Checks the organization in a path, if there is one: it must be the caller's own, otherwise the
+/// route does not exist. The official SDK sends `None` if it has not been told.
+async fn check_organization_in_path(
+    parts: &mut Parts,
+    organization: OrganizationId,
+) -> Result<(), ApiError> {
+    let params =
+        RawPathParams::from_request_parts(parts, &()).await.map_err(|_| ApiError::RouteNotFound)?;
+    let named = params.iter().find(|(name, _)| *name == ORGANIZATION_PARAM);
     match named {
-        Some(named) if named != "None" && named != organization.to_string() => Err(ApiError::RouteNotFound),
+        Some((_, named)) if named != "None" && named != organization.to_string() => {
+            Err(ApiError::RouteNotFound)
+        }
         _ => Ok(()),
     }
 }

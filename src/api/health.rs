@@ -1,37 +1,37 @@
-//! Signs of life.
+//! Probes for load balancers and orchestrators.
 
 use axum::Json;
 use axum::extract::State;
 
-use super::Api;
 use super::error::ApiError;
+use super::openapi::errors::DatabaseUnavailable;
+use super::state::AppState;
 
-/// Is the process alive?
+/// Liveness probe
 ///
-/// Always answers, whatever the database does: a restart would not help where this answers.
+/// Always answers, whatever the state of the database: a restart would not help.
 #[utoipa::path(
     get,
     path = "/health",
     operation_id = "get_health_get",
-    responses((status = 200, description = "Successful Response"))
+    responses((status = 200, description = "Successful Response")),
+    security(())
 )]
 pub(crate) async fn health() -> Json<&'static str> {
     Json("ok")
 }
 
-/// Can it serve?
+/// Readiness probe
 ///
-/// Asks the database for a sign of life; 503 where there is none, and then requests should go elsewhere.
+/// Pings the database. With 503, send requests to another instance.
 #[utoipa::path(
     get,
     path = "/readyz",
     operation_id = "get_readyz_get",
-    responses(
-        (status = 200, description = "Successful Response"),
-        (status = 503, description = "The database can't be reached", body = super::schemas::ErrorDetail)
-    )
+    responses((status = 200, description = "Successful Response"), DatabaseUnavailable),
+    security(())
 )]
-pub(crate) async fn readyz(State(api): State<Api>) -> Result<Json<&'static str>, ApiError> {
-    api.store.ready().await?;
+pub(crate) async fn readyz(State(state): State<AppState>) -> Result<Json<&'static str>, ApiError> {
+    state.store.ready().await?;
     Ok(Json("ok"))
 }

@@ -1,40 +1,41 @@
-//! Which tasks a list shows.
+//! The filter of a task list.
 
 use chrono::{DateTime, Utc};
 
-use super::{AgentId, Label, Status, TaskId, TaskSummary, UserId};
+use super::{AgentId, ShortText, Status, TaskId, TaskSummary, UserId};
 
-/// Which tasks a list shows: those that agree with every field that is set. The default shows all.
+/// Selects the tasks that match every field that is set. The default selects all tasks.
 ///
-/// A text that can't be stored (it has a NUL, say) can't be in a filter either; whoever parses one knows without
-/// asking the database that nothing matches.
+/// A text that cannot be stored, for example one with a NUL, cannot be in a filter either. The code
+/// that parses a filter therefore knows, without asking the database, that nothing matches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TaskFilter {
     /// The agent that executes the task.
     pub agent_id: Option<AgentId>,
-    /// The user that the task was made for.
+    /// The user that the task was created for.
     pub user_id: Option<UserId>,
-    /// The task that this one is a sub-task of.
+    /// The parent task.
     pub parent_task_id: Option<TaskId>,
     /// The agent that delegated the task.
     pub triggering_agent_id: Option<AgentId>,
-    /// The execution statuses, any of them; none stands for all.
+    /// Any of these execution statuses. An empty list means all statuses.
     pub statuses: Vec<Status>,
     /// The customer's own status, compared exactly.
-    pub internal_status: Option<Label>,
-    /// The earliest `created_at`.
+    pub internal_status: Option<ShortText>,
+    /// The earliest `created_at`, inclusive.
     pub created_from: Option<DateTime<Utc>>,
-    /// The latest `created_at`, included.
+    /// The latest `created_at`, inclusive.
     pub created_to: Option<DateTime<Utc>>,
 }
 
 impl TaskFilter {
-    /// The rule, without a database: the statements of the store are tested against it.
+    /// The rule in plain Rust. Tests compare the store's SQL with it.
     pub fn matches(&self, task: &TaskSummary) -> bool {
         fn agrees<T: PartialEq>(wanted: Option<&T>, actual: Option<&T>) -> bool {
             wanted.is_none() || wanted == actual
         }
 
+        // No `..`: a new field does not compile until it has a meaning here.
         let Self {
             agent_id,
             user_id,

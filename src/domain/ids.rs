@@ -1,17 +1,23 @@
-//! Ids and short labels: checked text, each kind its own type.
+//! Ids and short texts: checked text, each kind its own type.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
-use uuid::Uuid;
+use uuid::{ContextV7, Timestamp, Uuid};
 
-/// Longest id or label, in characters.
+/// Longest id or short text, in characters.
 const MAX_CHARS: usize = 255;
 
-/// Longest id or label, in bytes of UTF-8. Six of them share an index entry, which PostgreSQL limits to 2,704 bytes.
+/// Longest id or short text, in bytes of UTF-8.
+///
+/// Six of them share an index entry, which PostgreSQL limits to 2,704 bytes: 6 x 430 fit, a seventh
+/// would not. A new filter column in the covering indexes needs a lower limit.
 const MAX_BYTES: usize = 430;
 
-/// Why a text can't be an id or a label.
+/// Why a text is not a valid id or short text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// It has no characters.
@@ -23,7 +29,7 @@ pub enum TextError {
     /// It has at most 255 characters, but more than 430 bytes of UTF-8.
     #[error("must have at most 430 bytes in UTF-8")]
     TooManyBytes,
-    /// It contains U+0000, which PostgreSQL can't store in text.
+    /// It contains U+0000, which PostgreSQL cannot store in text.
     #[error("must not contain NUL (U+0000)")]
     Nul,
 }
@@ -56,7 +62,7 @@ macro_rules! text_type {
         }
 
         impl $name {
-            /// Checks the text and takes it as it is: no trimming, no change of case.
+            /// Checks the text and keeps it unchanged: no trimming, no case folding.
             pub fn parse(text: impl Into<String>) -> Result<Self, TextError> {
                 let text = text.into();
                 if $check_empty && text.is_empty() {
@@ -89,43 +95,53 @@ macro_rules! text_type {
 }
 
 text_type! {
-    /// A task's id, which is its conversation's id: the client's own text, 1 to 255 characters.
+    /// A task's id, which is also its conversation's id: client text of 1 to 255 characters.
     TaskId, true
 }
 text_type! {
-    /// An agent's id: the client's own text, 1 to 255 characters. Agents exist by having tasks.
+    /// An agent's id: client text of 1 to 255 characters. An agent exists by having tasks.
     AgentId, true
 }
 text_type! {
-    /// The id of the end user that a task was made for: the client's own text, 1 to 255 characters.
+    /// The id of the end user that a task was created for: client text of 1 to 255 characters.
     UserId, true
 }
 text_type! {
-    /// Free text that tasks are marked with (`source`, `internal_status`): 0 to 255 characters.
-    Label, false
+    /// Short client text of 0 to 255 characters: `source`, `internal_status`, an event's type, an
+    /// idempotency key.
+    ShortText, false
+}
+
+/// A UUIDv7 for a time. Ids of one process that are made later sort later, also within one
+/// millisecond.
+pub(crate) fn uuid_v7(now: DateTime<Utc>) -> Uuid {
+    static CONTEXT: Mutex<AssertUnwindSafe<ContextV7>> =
+        Mutex::new(AssertUnwindSafe(ContextV7::new()));
+    let seconds = u64::try_from(now.timestamp()).unwrap_or(0);
+    Uuid::new_v7(Timestamp::from_unix(&CONTEXT, seconds, now.timestamp_subsec_nanos()))
 }
 
 impl TaskId {
-    /// A new id for a task whose caller gave none: a `UUIDv7`, so that ids made later sort later.
-    pub fn generate() -> Self {
-        Self(Uuid::now_v7().to_string())
+    /// A new id for a task whose caller named none: a UUIDv7.
+    pub fn generate(now: DateTime<Utc>) -> Self {
+        Self(uuid_v7(now).to_string())
     }
 }
 
-/// An organisation: the tenant that owns tasks.
+/// An organization: the tenant that owns tasks.
 ///
-/// It has no public constructor. For a request, the store reads it from the row of an authenticated API key, and there is
-/// no other way to get one, so a statement can't be run for an organisation that its caller doesn't belong to. The
-/// commands of an operator, who has the whole database, find one by its name.
+/// It has no public constructor. For a request, the store reads it from the row of an authenticated
+/// API key. A statement therefore cannot run for an organization that its caller does not belong
+/// to. Operator commands, which have the whole database, find an organization by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
 #[serde(transparent)]
 #[sqlx(transparent)]
 pub struct OrganizationId(Uuid);
 
 impl OrganizationId {
-    /// A new organisation's id, for the store that creates it.
-    pub(crate) fn generate() -> Self {
-        Self(Uuid::now_v7())
+    /// The id of a new organization. Only the store creates organizations.
+    pub(crate) fn generate(now: DateTime<Utc>) -> Self {
+        Self(uuid_v7(now))
     }
 }
 
@@ -142,11 +158,21 @@ mod tests {
     #[test]
     fn limits_count_characters_then_bytes() {
         assert_eq!(TaskId::parse(""), Err(TextError::Empty));
-        assert_eq!(Label::parse("").map(|label| label.as_str().len()), Ok(0));
+        assert_eq!(ShortText::parse("").map(|text| text.as_str().len()), Ok(0));
         assert!(TaskId::parse("é".repeat(175) + &"e".repeat(80)).is_ok());
         assert!(TaskId::parse("語".repeat(143)).is_ok());
         assert_eq!(TaskId::parse("a".repeat(256)), Err(TextError::TooManyCharacters));
         assert_eq!(TaskId::parse("語".repeat(144)), Err(TextError::TooManyBytes));
         assert_eq!(TaskId::parse("a\0b"), Err(TextError::Nul));
+    }
+
+    #[test]
+    fn generated_ids_carry_the_clocks_time_and_sort_by_age() {
+        let now: DateTime<Utc> = "2026-03-23T00:45:22.5Z".parse().expect("a time");
+        let ids: Vec<_> = (0..100).map(|_| TaskId::generate(now)).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+        let uuid: Uuid = ids[0].as_str().parse().expect("a UUID");
+        let (seconds, nanos) = uuid.get_timestamp().expect("a UUIDv7").to_unix();
+        assert_eq!((i64::try_from(seconds), nanos / 1_000_000), (Ok(now.timestamp()), 500));
     }
 }

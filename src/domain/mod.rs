@@ -1,23 +1,32 @@
 //! Values and the rules between them: no I/O, no SQL text, no HTTP.
 
+mod api_key;
 mod clock;
 mod event;
+mod export;
 mod filter;
 mod ids;
+mod invocation;
+mod limits;
 mod page;
-mod record;
 mod task;
 mod thread;
 mod turn;
-mod word;
+mod wire_enum;
 
+pub use api_key::{ApiKeySecret, KeyDigest, Principal};
 pub use clock::Clock;
-pub use event::{Event, EventKind, NewEvent};
+pub use event::{Event, EventKind, EventParseError, NewEvent};
+pub use export::{ExportedEvent, ExportedTask, ExportedTurn};
 pub use filter::TaskFilter;
-pub use ids::{AgentId, Label, OrganizationId, TaskId, TextError, UserId};
-pub use page::{Cursor, PageRequest, Position, TaskPage};
-pub use record::{EventRecord, TaskRecord, TurnRecord};
-pub use task::{Progress, Report, Status, Task, TaskSummary};
-pub use thread::{Message, Role, Thread};
-pub use turn::{Input, Invocation, OutputFormat, ReasoningEffort, Reported, Request, ThinkMode, Turn, User};
-pub use word::Word;
+pub(crate) use ids::uuid_v7;
+pub use ids::{AgentId, OrganizationId, ShortText, TaskId, TextError, UserId};
+pub use invocation::{
+    Input, Invocation, InvocationOptions, OutputFormat, ReasoningEffort, ThinkMode, User,
+};
+pub use limits::Limits;
+pub use page::{Cursor, PageRequest, PageStart, TaskPage};
+pub use task::{Report, Task, TaskSummary};
+pub use thread::{Message, Role, ThreadTurn};
+pub use turn::{Status, Turn, TurnDetails, TurnState};
+pub use wire_enum::WireEnum;

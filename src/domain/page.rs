@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::{TaskId, TaskSummary};
 
-/// A place between two tasks of a list: the sort key of one of them, all of it and nothing else. It stays where it is,
+/// A position between two tasks of a list: the complete sort key of one of them. It stays valid
 /// whatever is recorded or deleted meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
@@ -15,117 +15,121 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    fn of(task: &TaskSummary) -> Self {
+    fn for_task(task: &TaskSummary) -> Self {
         Self { created_at: task.created_at, id: task.id.clone() }
     }
 }
 
-/// Where a page begins.
+/// Where a page starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Position {
-    /// Where its number says.
-    Number,
-    /// After a task: with the next older one.
+pub enum PageStart {
+    /// At the offset that follows from the page's number.
+    FromNumber,
+    /// After a task: the page's first task is the next older one.
     After(Cursor),
-    /// So that it ends before a task: with the next newer one.
+    /// Before a task: the page's last task is the next newer one.
     Before(Cursor),
 }
 
-/// Which page of a list: numbered from 1, of 1 to 1,000 tasks.
+/// A page of a list: a number from 1, and a size from 1 to 1,000 tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageRequest {
-    page: u64,
+    number: u64,
     per_page: u16,
-    position: Position,
+    start: PageStart,
 }
 
 impl PageRequest {
     /// Most tasks on one page.
     pub const MAX_PER_PAGE: u16 = 1000;
 
-    /// A page, or `None` where a number is out of range. A page past the end of a list is in range, and empty.
-    pub fn new(page: u64, per_page: u16) -> Option<Self> {
-        let in_range = page >= 1 && (1..=Self::MAX_PER_PAGE).contains(&per_page);
-        in_range.then_some(Self { page, per_page, position: Position::Number })
+    /// A page, or `None` if a number is out of range. A page past the end of a list is in range,
+    /// and empty.
+    pub fn new(number: u64, per_page: u16) -> Option<Self> {
+        let in_range = number >= 1 && (1..=Self::MAX_PER_PAGE).contains(&per_page);
+        in_range.then_some(Self { number, per_page, start: PageStart::FromNumber })
     }
 
-    /// The same page, but beginning somewhere else; its number is then what the caller takes it for.
+    /// The same page with another start. With a cursor, the number is only what the caller believes
+    /// it to be.
     #[must_use]
-    pub fn at(self, position: Position) -> Self {
-        Self { position, ..self }
+    pub fn starting_at(self, start: PageStart) -> Self {
+        Self { start, ..self }
     }
 
-    /// Where it begins.
-    pub fn position(&self) -> &Position {
-        &self.position
+    /// Where it starts.
+    pub fn start(&self) -> &PageStart {
+        &self.start
     }
 
-    /// Its number.
+    /// Its number, from 1.
     pub fn number(&self) -> u64 {
-        self.page
+        self.number
     }
 
     /// How many tasks come before this page, by its number. Saturates: no list is that long.
     pub fn offset(&self) -> i64 {
-        let offset = (self.page - 1).saturating_mul(u64::from(self.per_page));
+        let offset = (self.number - 1).saturating_mul(u64::from(self.per_page));
         i64::try_from(offset).unwrap_or(i64::MAX)
     }
 
-    /// How many tasks the page holds at most.
+    /// Most tasks on the page.
     pub fn limit(&self) -> i64 {
         i64::from(self.per_page)
     }
 
-    /// How many pages hold `total` tasks: 0 where there are none.
+    /// How many pages hold `total` tasks; 0 for an empty list.
     pub fn pages_for(&self, total: i64) -> i64 {
         let per_page = self.limit();
         total / per_page + i64::from(total % per_page != 0)
     }
 }
 
-/// One page of a list, and how many tasks the whole list has: both from one snapshot.
+/// One page of a list with the total of the whole list, both of one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskPage {
     /// The page's tasks, newest first.
     pub items: Vec<TaskSummary>,
     /// How many tasks match the filter, on all pages.
     pub total: i64,
-    /// Where the next page, of older tasks, begins: after this.
+    /// The next page, of older tasks, starts after this cursor.
     pub next: Option<Cursor>,
-    /// Where the previous page, of newer tasks, ends: before this.
+    /// The previous page, of newer tasks, ends before this cursor.
     pub previous: Option<Cursor>,
 }
 
 impl TaskPage {
-    /// The page of a list that has no tasks.
+    /// The only page of an empty list.
     pub fn empty() -> Self {
         Self { items: Vec::new(), total: 0, next: None, previous: None }
     }
 
-    /// A page of the tasks that were found for a request, in any order: one more than it holds where it began at a
-    /// cursor and there are more.
+    /// A page of the tasks that were found for a request, in any order.
+    ///
+    /// A request with a cursor fetches one task more than the page holds; a task too many says that
+    /// there are more.
     pub fn new(mut items: Vec<TaskSummary>, total: i64, request: &PageRequest) -> Self {
         items.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         let limit = usize::from(request.per_page);
         let has_more = items.len() > limit;
         let count = i64::try_from(items.len()).unwrap_or(i64::MAX);
-        let (has_newer, has_older) = match request.position {
-            Position::Number => {
+        let (has_newer, has_older) = match request.start {
+            PageStart::FromNumber => {
                 let offset = request.offset();
                 (offset > 0, offset.saturating_add(count) < total)
             }
-            Position::After(_) => {
+            PageStart::After(_) => {
                 items.truncate(limit);
                 (true, has_more)
             }
-            Position::Before(_) => {
+            PageStart::Before(_) => {
                 items.drain(..usize::from(has_more));
                 (has_more, true)
             }
         };
         Self {
-            next: items.last().filter(|_| has_older).map(Cursor::of),
-            previous: items.first().filter(|_| has_newer).map(Cursor::of),
+            next: items.last().filter(|_| has_older).map(Cursor::for_task),
+            previous: items.first().filter(|_| has_newer).map(Cursor::for_task),
             items,
             total,
         }
@@ -141,15 +145,25 @@ mod tests {
         assert_eq!(PageRequest::new(0, 20), None);
         assert_eq!(PageRequest::new(1, 0), None);
         assert_eq!(PageRequest::new(1, 1001), None);
-        let page = |page, per_page| PageRequest::new(page, per_page).expect("in range");
+        let page = |number, per_page| PageRequest::new(number, per_page).expect("in range");
         assert_eq!(page(1, 20).offset(), 0);
         assert_eq!(page(3, 20).offset(), 40);
         assert_eq!(page(u64::MAX, 50).offset(), i64::MAX);
         // The public contract's own examples, and the empty list.
-        for (total, per_page, pages) in
-            [(6, 5, 2), (8, 2, 4), (1000, 3, 334), (278, 3, 93), (39, 20, 2), (40, 20, 2), (0, 20, 0)]
-        {
-            assert_eq!(page(1, per_page).pages_for(total), pages, "{total} tasks, {per_page} a page");
+        for (total, per_page, pages) in [
+            (6, 5, 2),
+            (8, 2, 4),
+            (1000, 3, 334),
+            (278, 3, 93),
+            (39, 20, 2),
+            (40, 20, 2),
+            (0, 20, 0),
+        ] {
+            assert_eq!(
+                page(1, per_page).pages_for(total),
+                pages,
+                "{total} tasks, {per_page} a page"
+            );
         }
     }
 }

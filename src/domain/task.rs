@@ -1,47 +1,15 @@
 //! A task, and what invocations and reports do to it.
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 
-use super::word::word_enum;
-use super::{AgentId, Label, OrganizationId, Reported, TaskId, Turn, UserId};
-
-word_enum! {
-    /// Execution status. The seven words are the public contract's.
-    #[derive(sqlx::Type)]
-    #[sqlx(type_name = "task_status", rename_all = "snake_case")]
-    Status {
-        /// Waits for its agent.
-        Pending = "pending",
-        /// The agent works on it.
-        Executing = "executing",
-        /// The agent waits, for a person's answer for example.
-        Paused = "paused",
-        /// Ended by an error, whose text is the result.
-        Error = "error",
-        /// Ended without success.
-        Failed = "failed",
-        /// Ended with success.
-        Completed = "completed",
-        /// Ended because somebody, or the system, stopped it.
-        Stopped = "stopped",
-    }
-}
-
-impl Status {
-    /// Whether a turn with this status has ended.
-    pub const fn is_terminal(self) -> bool {
-        match self {
-            Self::Error | Self::Failed | Self::Completed | Self::Stopped => true,
-            Self::Pending | Self::Executing | Self::Paused => false,
-        }
-    }
-}
+use super::{
+    AgentId, OrganizationId, ShortText, Status, TaskId, Turn, TurnDetails, TurnState, UserId,
+};
 
 /// What a list shows of a task, and what lists filter by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSummary {
-    /// The organisation that owns the task.
+    /// The organization that owns the task.
     pub organization_id: OrganizationId,
     /// The task's id, which is its conversation's.
     pub id: TaskId,
@@ -56,9 +24,9 @@ pub struct TaskSummary {
     /// Status of the latest turn.
     pub status: Status,
     /// The customer's own status of the latest turn. Lists filter by it and don't show it.
-    pub internal_status: Option<Label>,
+    pub internal_status: Option<ShortText>,
     /// How the latest turn was invoked: `api`, `sdk`, or what its caller said.
-    pub source: Label,
+    pub source: ShortText,
     /// The latest turn's title, else its input text.
     pub title: Option<String>,
     /// The latest turn's outcome so far.
@@ -84,46 +52,25 @@ pub struct Task {
     pub events: i64,
 }
 
-/// How far a turn has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Execution status.
-    pub status: Status,
-    /// The customer's own status.
-    pub internal_status: Option<Label>,
-    /// The outcome: text, or the error's text. Null until there is one.
-    pub result: Option<String>,
-    /// Which step of the agent ran last.
-    pub last_executed_node_id: Option<String>,
-    /// Whether a person stopped it, rather than the system.
-    pub is_manually_stopped: bool,
-    /// When it began to execute.
-    pub started_at: Option<DateTime<Utc>>,
-    /// When it was last paused.
-    pub paused_at: Option<DateTime<Utc>>,
-    /// When it ended; null while it runs.
-    pub finished_at: Option<DateTime<Utc>>,
-}
-
 /// What a runner reports about the latest turn of a task. What is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// The new status.
     pub status: Option<Status>,
     /// The customer's own status.
-    pub internal_status: Option<Label>,
+    pub internal_status: Option<ShortText>,
     /// The outcome.
     pub result: Option<String>,
     /// Which step of the agent ran last.
     pub last_executed_node_id: Option<String>,
     /// How the turn was invoked.
-    pub source: Option<Label>,
+    pub source: Option<ShortText>,
     /// A title for the turn.
     pub title: Option<String>,
     /// The caller's own data about the turn.
     pub payload_extension: Option<serde_json::Map<String, serde_json::Value>>,
     /// Tokens, duration, what it waits for.
-    pub reported: Reported,
+    pub details: TurnDetails,
 }
 
 impl Report {
@@ -133,8 +80,14 @@ impl Report {
         let json = |json: Option<&serde_json::Map<_, _>>| {
             json.map_or(0, |json| serde_json::to_string(json).map_or(0, |text| text.len()))
         };
-        let Reported { tokens, duration: _, used_tools, hitl_request, pending_eca_request, deep_planning } =
-            &self.reported;
+        let TurnDetails {
+            tokens,
+            duration: _,
+            used_tools,
+            hitl_request,
+            pending_eca_request,
+            deep_planning,
+        } = &self.details;
         text(self.result.as_deref())
             + text(self.title.as_deref())
             + text(self.last_executed_node_id.as_deref())
@@ -143,43 +96,6 @@ impl Report {
                 .into_iter()
                 .map(|object| json(object.as_ref()))
                 .sum::<usize>()
-    }
-}
-
-impl Progress {
-    /// A turn that has just been recorded.
-    pub const fn pending() -> Self {
-        Self {
-            status: Status::Pending,
-            internal_status: None,
-            result: None,
-            last_executed_node_id: None,
-            is_manually_stopped: false,
-            started_at: None,
-            paused_at: None,
-            finished_at: None,
-        }
-    }
-
-    /// Moves to another status and keeps the times that belong to it. Any status may follow any other; the same
-    /// status again changes nothing, so a report that is sent twice leaves the first one's times.
-    pub fn set_status(&mut self, status: Status, now: DateTime<Utc>) {
-        if status == self.status {
-            return;
-        }
-        self.status = status;
-        self.is_manually_stopped = false;
-        match status {
-            Status::Pending => {
-                self.started_at = None;
-                self.paused_at = None;
-            }
-            // Resuming keeps the first start, so that the turn's duration counts from there.
-            Status::Executing => self.started_at = self.started_at.or(Some(now)),
-            Status::Paused => self.paused_at = Some(now),
-            Status::Error | Status::Failed | Status::Completed | Status::Stopped => {}
-        }
-        self.finished_at = status.is_terminal().then_some(now);
     }
 }
 
@@ -194,65 +110,65 @@ impl Task {
             source,
             title,
             payload_extension,
-            reported,
+            details,
         } = report;
-        let progress = &mut self.turn.progress;
+        let state = &mut self.turn.state;
         if let Some(status) = status {
-            progress.set_status(status, now);
+            state.set_status(status, now);
         }
         if internal_status.is_some() {
-            progress.internal_status = internal_status;
+            state.internal_status = internal_status;
         }
         if result.is_some() {
-            progress.result = result;
+            state.result = result;
         }
         if last_executed_node_id.is_some() {
-            progress.last_executed_node_id = last_executed_node_id;
+            state.last_executed_node_id = last_executed_node_id;
         }
         if payload_extension.is_some() {
-            self.turn.request.payload_extension = payload_extension;
+            self.turn.options.payload_extension = payload_extension;
         }
         if title.is_some() {
-            self.turn.request.title = title;
+            self.turn.options.title = title;
         }
         if let Some(source) = source {
             self.summary.source = source;
         }
-        self.turn.reported.update(reported);
-        // Who no longer waits, waits for nothing.
-        if progress.status != Status::Paused {
-            self.turn.reported.hitl_request = None;
-            self.turn.reported.pending_eca_request = None;
+        self.turn.details.update(details);
+        // Only a paused turn keeps its pending requests.
+        if state.status != Status::Paused {
+            self.turn.details.hitl_request = None;
+            self.turn.details.pending_eca_request = None;
         }
-        self.reflect(now);
+        self.sync_summary(now);
     }
 
     /// Stops the latest turn on a person's behalf. One that has ended stays as it ended; returns whether it had not.
     pub fn stop(&mut self, now: DateTime<Utc>) -> bool {
-        if self.turn.progress.status.is_terminal() {
+        if self.turn.state.status.is_terminal() {
             return false;
         }
-        self.turn.progress.set_status(Status::Stopped, now);
-        self.turn.progress.is_manually_stopped = true;
-        self.reflect(now);
+        self.turn.state.set_status(Status::Stopped, now);
+        self.turn.state.is_manually_stopped = true;
+        self.sync_summary(now);
         true
     }
 
     /// The task as it was when its latest turn had come this far.
     #[must_use]
-    pub fn at(mut self, progress: Progress) -> Self {
-        self.turn.progress = progress;
+    pub fn with_turn_state(mut self, state: TurnState) -> Self {
+        self.turn.state = state;
         let updated_at = self.summary.updated_at;
-        self.reflect(updated_at);
+        self.sync_summary(updated_at);
         self
     }
 
     /// Shows the latest turn in the record.
-    fn reflect(&mut self, now: DateTime<Utc>) {
-        let progress = &self.turn.progress;
-        self.summary.status = progress.status;
-        self.summary.internal_status.clone_from(&progress.internal_status);
-        self.summary.result.clone_from(&progress.result);
+    fn sync_summary(&mut self, now: DateTime<Utc>) {
+        let state = &self.turn.state;
+        self.summary.status = state.status;
+        self.summary.internal_status.clone_from(&state.internal_status);
+        self.summary.result.clone_from(&state.result);
         self.summary.title = self.turn.title().map(str::to_owned);
         self.summary.updated_at = self.summary.updated_at.max(now);
     }

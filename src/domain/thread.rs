@@ -30,7 +30,7 @@ pub struct Message {
 
 /// One turn, as far as a thread shows it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Thread {
+pub struct ThreadTurn {
     /// The task.
     pub task_id: TaskId,
     /// The turn's number.
@@ -45,7 +45,7 @@ pub struct Thread {
     pub answered_at: DateTime<Utc>,
 }
 
-impl Thread {
+impl ThreadTurn {
     /// The turn's messages: the user's, and the agent's once there is one.
     pub fn messages(self) -> impl Iterator<Item = Message> {
         let Self { task_id, turn, input, result, created_at, answered_at } = self;

@@ -1,31 +1,43 @@
-//! A turn of a conversation: what was asked, and how it went.
+//! A turn of a conversation, and the state machine of its status.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::word::word_enum;
-use super::{AgentId, Label, Progress, TaskId, UserId};
+use super::invocation::title;
+use super::wire_enum::wire_enum;
+use super::{Input, InvocationOptions, ShortText};
 
-/// A request to run one turn, less what must not be kept (tokens, keys).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Invocation {
-    /// The task to continue, or to create with this id.
-    pub id: TaskId,
-    /// The agent to run.
-    pub agent_id: AgentId,
-    /// What it is asked.
-    pub input: Input,
-    /// How it is asked.
-    pub request: Request,
-    /// The user that it is asked for.
-    pub user_id: Option<UserId>,
-    /// The task that this is a sub-task of.
-    pub parent_task_id: Option<TaskId>,
-    /// The agent that delegates it.
-    pub triggering_agent_id: Option<AgentId>,
-    /// How it was invoked.
-    pub source: Label,
+wire_enum! {
+    /// Execution status. The seven words are the public contract's.
+    #[derive(sqlx::Type)]
+    #[sqlx(type_name = "task_status", rename_all = "snake_case")]
+    Status {
+        /// Waits for its agent.
+        Pending = "pending",
+        /// The agent works on it.
+        Executing = "executing",
+        /// The agent waits, for a person's answer for example.
+        Paused = "paused",
+        /// Ended by an error, whose text is the result.
+        Error = "error",
+        /// Ended without success.
+        Failed = "failed",
+        /// Ended with success.
+        Completed = "completed",
+        /// Ended because somebody, or the system, stopped it.
+        Stopped = "stopped",
+    }
+}
+
+impl Status {
+    /// Whether a turn with this status has ended.
+    pub const fn is_terminal(self) -> bool {
+        match self {
+            Self::Error | Self::Failed | Self::Completed | Self::Stopped => true,
+            Self::Pending | Self::Executing | Self::Paused => false,
+        }
+    }
 }
 
 /// One turn as recorded.
@@ -36,11 +48,11 @@ pub struct Turn {
     /// What was asked.
     pub input: Input,
     /// How it was asked.
-    pub request: Request,
+    pub options: InvocationOptions,
     /// How it went.
-    pub progress: Progress,
+    pub state: TurnState,
     /// What else was reported about it.
-    pub reported: Reported,
+    pub details: TurnDetails,
     /// When it was recorded.
     pub created_at: DateTime<Utc>,
 }
@@ -48,169 +60,72 @@ pub struct Turn {
 impl Turn {
     /// What lists call this turn: its title, else its text; an empty text is none.
     pub fn title(&self) -> Option<&str> {
-        title(&self.request, &self.input)
+        title(&self.options, &self.input)
     }
 }
 
-impl Invocation {
-    /// What lists will call this turn: its title, else its text; an empty text is none.
-    pub fn title(&self) -> Option<&str> {
-        title(&self.request, &self.input)
-    }
+/// How far a turn has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnState {
+    /// Execution status.
+    pub status: Status,
+    /// The customer's own status.
+    pub internal_status: Option<ShortText>,
+    /// The outcome: text, or the error's text. Null until there is one.
+    pub result: Option<String>,
+    /// Which step of the agent ran last.
+    pub last_executed_node_id: Option<String>,
+    /// Whether a person stopped it, rather than the system.
+    pub is_manually_stopped: bool,
+    /// When it began to execute.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it was last paused.
+    pub paused_at: Option<DateTime<Utc>>,
+    /// When it ended; null while it runs.
+    pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// What lists call a turn: its title, else its text; an empty text is none.
-pub(super) fn title<'a>(request: &'a Request, input: &'a Input) -> Option<&'a str> {
-    let text = || input.text.as_deref().filter(|text| !text.is_empty());
-    request.title.as_deref().or_else(text)
-}
-
-/// What the agent is asked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Input {
-    /// The text; may be empty where files say it all.
-    pub text: Option<String>,
-    /// Addresses of files.
-    pub files: Option<Vec<String>>,
-    /// The end user in whose name it is asked.
-    pub user: Option<User>,
-    /// Files described in detail, as the official SDK sends them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub attachments: Vec<Map<String, Value>>,
-    /// Who asks, where that is not the end user, as the official SDK says it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub principal: Option<Map<String, Value>>,
-}
-
-/// An end user, as the caller describes them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct User {
-    /// The caller's id of the user.
-    pub id: Option<String>,
-    /// First name.
-    pub first_name: Option<String>,
-    /// Last name.
-    pub last_name: Option<String>,
-    /// Email address; the contract demands one wherever there is a user.
-    pub email: String,
-    /// Whatever else the caller keeps about them.
-    pub additional_attributes: Option<Map<String, Value>>,
-    /// Role in the caller's organisation.
-    pub role: Option<String>,
-    /// Whether the caller calls them a super administrator. It means nothing here.
-    pub is_super_admin: Option<bool>,
-    /// Time zone name.
-    pub timezone: Option<String>,
-}
-
-/// The options of an invocation that are kept and returned as received.
-///
-/// It is stored as JSON; what is absent there has its default, so fields can be added without a migration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Request {
-    /// An explicit title.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub title: Option<String>,
-    /// The caller's own data.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub payload_extension: Option<Map<String, Value>>,
-    /// The version of the agent that was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub agent_version: Option<String>,
-    /// The worker that shall run it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub worker_id: Option<String>,
-    /// Context beside the input.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub additional_context: Option<String>,
-    /// What the result shall look like, in words.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_output: Option<String>,
-    /// What the result shall be: text unless said otherwise.
-    #[serde(skip_serializing_if = "is_text")]
-    pub output_format: Option<OutputFormat>,
-    /// JSON schema of the result.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub output_schema: Option<Map<String, Value>>,
-    /// Whether events of the turn will be streamed.
-    #[serde(skip_serializing_if = "is_false")]
-    pub events_streaming: Option<bool>,
-    /// MCP servers that the agent may use, less everything that could be a secret.
-    #[serde(skip_serializing_if = "is_empty_list")]
-    pub mcp_servers: Option<Vec<Map<String, Value>>>,
-    /// How hard the agent shall think.
-    #[serde(skip_serializing_if = "is_usual")]
-    pub think_mode: Option<ThinkMode>,
-    /// Whether attachments stay out of the prompt.
-    #[serde(skip_serializing_if = "is_false")]
-    pub disable_attachment_injection: Option<bool>,
-    /// Instructions in place of the agent's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instructions_override: Option<String>,
-    /// The node that a test run starts from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test_run_node_id: Option<String>,
-    /// Whether the caller wants metrics.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub return_metrics: bool,
-    /// Provider of the language model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub llm_model_provider: Option<String>,
-    /// Name of the language model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub llm_model_name: Option<String>,
-    /// How much the language model shall reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub llm_reasoning_effort: Option<ReasoningEffort>,
-    /// The voice of a spoken result.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub voice_id: Option<String>,
-    /// Most tool calls of the turn.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tool_call_limit: Option<i64>,
-    /// The command line that runs it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub harness_cli: Option<String>,
-    /// What that command line may do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub permission_mode: Option<String>,
-}
-
-impl Default for Request {
-    /// The contract's defaults.
-    fn default() -> Self {
+impl TurnState {
+    /// A turn that has just been recorded.
+    pub const fn pending() -> Self {
         Self {
-            title: None,
-            payload_extension: None,
-            agent_version: None,
-            worker_id: None,
-            additional_context: None,
-            expected_output: None,
-            output_format: Some(OutputFormat::Text),
-            output_schema: None,
-            events_streaming: Some(false),
-            mcp_servers: Some(Vec::new()),
-            think_mode: Some(ThinkMode::Default),
-            disable_attachment_injection: Some(false),
-            instructions_override: None,
-            test_run_node_id: None,
-            return_metrics: false,
-            llm_model_provider: None,
-            llm_model_name: None,
-            llm_reasoning_effort: None,
-            voice_id: None,
-            tool_call_limit: None,
-            harness_cli: None,
-            permission_mode: None,
+            status: Status::Pending,
+            internal_status: None,
+            result: None,
+            last_executed_node_id: None,
+            is_manually_stopped: false,
+            started_at: None,
+            paused_at: None,
+            finished_at: None,
         }
+    }
+
+    /// Moves to another status and keeps the times that belong to it. Any status may follow any other; the same
+    /// status again changes nothing, so a report that is sent twice leaves the first one's times.
+    pub fn set_status(&mut self, status: Status, now: DateTime<Utc>) {
+        if status == self.status {
+            return;
+        }
+        self.status = status;
+        self.is_manually_stopped = false;
+        match status {
+            Status::Pending => {
+                self.started_at = None;
+                self.paused_at = None;
+            }
+            // Resuming keeps the first start, so that the turn's duration counts from there.
+            Status::Executing => self.started_at = self.started_at.or(Some(now)),
+            Status::Paused => self.paused_at = Some(now),
+            Status::Error | Status::Failed | Status::Completed | Status::Stopped => {}
+        }
+        self.finished_at = status.is_terminal().then_some(now);
     }
 }
 
 /// What runners report about a turn beside how far it has come. Kept as it came.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Reported {
+pub struct TurnDetails {
     /// Language model tokens that were used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Map<String, Value>>,
@@ -223,7 +138,7 @@ pub struct Reported {
     /// The question to a person that it waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hitl_request: Option<Map<String, Value>>,
-    /// The connector whose authorisation it waits for.
+    /// The connector whose authorization it waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending_eca_request: Option<Map<String, Value>>,
     /// The agent's plan.
@@ -231,72 +146,16 @@ pub struct Reported {
     pub deep_planning: Option<Map<String, Value>>,
 }
 
-impl Reported {
+impl TurnDetails {
     /// Takes over what a later report says; what it leaves out stays.
     pub fn update(&mut self, later: Self) {
-        let Self { tokens, duration, used_tools, hitl_request, pending_eca_request, deep_planning } = later;
+        let Self { tokens, duration, used_tools, hitl_request, pending_eca_request, deep_planning } =
+            later;
         self.tokens = tokens.or(self.tokens.take());
         self.duration = duration.or(self.duration);
         self.used_tools = used_tools.or(self.used_tools.take());
         self.hitl_request = hitl_request.or(self.hitl_request.take());
         self.pending_eca_request = pending_eca_request.or(self.pending_eca_request.take());
         self.deep_planning = deep_planning.or(self.deep_planning.take());
-    }
-}
-
-// What has its default is left out of the stored JSON: most requests are all defaults, and a turn of them costs two
-// bytes.
-
-fn is_text(format: &Option<OutputFormat>) -> bool {
-    *format == Some(OutputFormat::Text)
-}
-
-fn is_usual(mode: &Option<ThinkMode>) -> bool {
-    *mode == Some(ThinkMode::Default)
-}
-
-fn is_false(flag: &Option<bool>) -> bool {
-    *flag == Some(false)
-}
-
-fn is_empty_list(list: &Option<Vec<Map<String, Value>>>) -> bool {
-    list.as_ref().is_some_and(Vec::is_empty)
-}
-
-word_enum! {
-    /// What a result shall be.
-    OutputFormat {
-        /// Plain text.
-        Text = "text",
-        /// Markdown.
-        Markdown = "markdown",
-        /// JSON, as text.
-        Json = "json",
-        /// Speech.
-        Voice = "voice",
-    }
-}
-
-word_enum! {
-    /// How hard an agent shall think.
-    ThinkMode {
-        /// As usual.
-        Default = "default",
-        /// Harder.
-        Harder = "harder",
-    }
-}
-
-word_enum! {
-    /// How much a language model shall reason.
-    ReasoningEffort {
-        /// Little.
-        Low = "low",
-        /// Some.
-        Medium = "medium",
-        /// Much.
-        High = "high",
-        /// Very much.
-        Xhigh = "xhigh",
     }
 }

@@ -1,12 +1,12 @@
-//! Where PostgreSQL's programs are.
+//! The search for the programs of PostgreSQL.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::EmbeddedError;
+use super::error::EmbeddedError;
 
-/// The programs of one installation.
+/// The programs of one PostgreSQL installation.
 #[derive(Debug)]
 pub(super) struct Binaries {
     pub(super) directory: PathBuf,
@@ -16,15 +16,20 @@ pub(super) struct Binaries {
 }
 
 impl Binaries {
-    /// The installation to use: the given one; else the one of the cluster's major version; else the newest.
-    pub(super) fn find(given: Option<&Path>, cluster_major: Option<u32>) -> Result<Self, EmbeddedError> {
+    /// The installation to use: the one in the given directory; without one, an installation of the
+    /// cluster's major version; without that, the newest.
+    pub(super) fn find(
+        given: Option<&Path>,
+        cluster_major: Option<u32>,
+    ) -> Result<Self, EmbeddedError> {
         if let Some(directory) = given {
             return Self::in_directory(directory)
                 .ok_or_else(|| EmbeddedError::NoBinariesHere(directory.to_owned()));
         }
         let mut found: Vec<_> =
             candidates().iter().filter_map(|directory| Self::in_directory(directory)).collect();
-        // Stable, so that of one version the first place wins, which is PATH.
+        // The sort is stable: among installations of one version the first candidate wins, and the
+        // directories on PATH come first.
         found.sort_by_key(|binaries| {
             (Some(binaries.major) != cluster_major, std::cmp::Reverse(binaries.major))
         });
@@ -32,7 +37,8 @@ impl Binaries {
     }
 
     fn in_directory(directory: &Path) -> Option<Self> {
-        // A link on PATH leads to the real directory, where the programs that postgres itself looks for are.
+        // PATH may contain a link. The programs that postgres itself runs are in the real
+        // directory.
         let postgres = fs::canonicalize(directory.join("postgres")).ok()?;
         let directory = postgres.parent()?.to_owned();
         let initdb = directory.join("initdb");
@@ -52,17 +58,18 @@ fn parse_major(version: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// Directories that may hold the programs: those on PATH, then where distributions and macOS put them.
+/// Directories that may contain the programs: first those on PATH, then the installation
+/// directories of Linux distributions and macOS.
 fn candidates() -> Vec<PathBuf> {
-    #[expect(clippy::disallowed_methods, reason = "PATH is no setting of ours, it is where programs are")]
+    #[expect(clippy::disallowed_methods, reason = "PATH is not a setting of the service")]
     let path = std::env::var("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
     for (parent, prefix, bin) in [
         ("/usr/lib/postgresql", "", "bin"),         // Debian, Ubuntu
-        ("/usr", "pgsql-", "bin"),                  // Fedora and Red Hat, from the PostgreSQL project
-        ("/usr/libexec", "postgresql", ""),         // Alpine
+        ("/usr", "pgsql-", "bin"), // Fedora, Red Hat: packages of the PostgreSQL project
+        ("/usr/libexec", "postgresql", ""), // Alpine
         ("/opt/homebrew/opt", "postgresql", "bin"), // macOS on Apple silicon
-        ("/usr/local/opt", "postgresql", "bin"),    // macOS on Intel
+        ("/usr/local/opt", "postgresql", "bin"), // macOS on Intel
         ("/Applications/Postgres.app/Contents/Versions", "", "bin"),
     ] {
         for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -72,23 +79,6 @@ fn candidates() -> Vec<PathBuf> {
         }
     }
     directories
-}
-
-/// What to tell a person whose machine has no binaries.
-pub(super) fn missing_message(cluster_major: &Option<u32>) -> String {
-    let version = cluster_major.map_or_else(String::new, |major| format!(" {major}"));
-    format!(
-        "found no PostgreSQL{version} server on this machine. Install one:\n  \
-         Debian, Ubuntu   apt-get install postgresql\n  \
-         Fedora           dnf install postgresql-server\n  \
-         Alpine           apk add postgresql\n  \
-         macOS            brew install postgresql@17\n\
-         or use one that runs already:\n  \
-         DATABASE_URL=postgres://user:password@host/database task-history\n\
-         or run everything in containers, from a checkout of the project:\n  \
-         docker compose up\n\
-         Binaries in an unusual place are found with --postgres-bin-dir."
-    )
 }
 
 #[cfg(test)]

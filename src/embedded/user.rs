@@ -1,4 +1,4 @@
-//! The user that the server runs as, and what it must be able to get at.
+//! The operating system user that runs the server, and its access to the data directory.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -7,19 +7,20 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Uid, User};
 
-use super::{EmbeddedError, at};
+use super::error::{EmbeddedError, io_error_at};
 
-/// The user that the server runs as.
+/// The user that runs the server.
 pub(super) struct RunAs {
-    pub(super) name: String,
-    pub(super) uid: Uid,
-    pub(super) gid: Gid,
-    /// Whether that is another user than this process's.
-    pub(super) switch: bool,
+    name: String,
+    uid: Uid,
+    gid: Gid,
+    /// Whether this user is not the user of the current process.
+    switch: bool,
 }
 
 impl RunAs {
-    /// The user for a cluster: under root its owner, or for a new one `postgres` or `nobody`; otherwise whoever starts it.
+    /// The user for a cluster. If the service runs as root: the owner of the cluster, or `postgres`
+    /// or `nobody` for a new cluster. Otherwise: the user of the service.
     pub(super) fn choose(data: &Path) -> Result<Self, EmbeddedError> {
         let uid = Uid::effective();
         let lookup = |result: nix::Result<Option<User>>| result.ok().flatten();
@@ -29,23 +30,33 @@ impl RunAs {
             })?;
             return Ok(Self { name: user.name, uid, gid: user.gid, switch: false });
         }
-        let owner =
-            fs::metadata(data).ok().and_then(|data| lookup(User::from_uid(Uid::from_raw(data.uid()))));
-        let user = owner
-            .or_else(|| ["postgres", "nobody"].into_iter().find_map(|name| lookup(User::from_name(name))));
+        let owner = fs::metadata(data)
+            .ok()
+            .and_then(|data| lookup(User::from_uid(Uid::from_raw(data.uid()))));
+        let user = owner.or_else(|| {
+            ["postgres", "nobody"].into_iter().find_map(|name| lookup(User::from_name(name)))
+        });
         let user = user.filter(|user| !user.uid.is_root()).ok_or_else(|| {
-            EmbeddedError::NoUser("this machine has neither a user `postgres` nor `nobody`".to_owned())
+            EmbeddedError::NoUser(
+                "this machine has neither a user `postgres` nor a user `nobody`".to_owned(),
+            )
         })?;
         Ok(Self { name: user.name, uid: user.uid, gid: user.gid, switch: true })
     }
 
-    /// Another user may be shut out by a directory above; the server would only say that its data is missing.
+    /// The user and group to switch to before running a program. `None` if no switch is needed.
+    pub(super) fn switch_to(&self) -> Option<(Uid, Gid)> {
+        self.switch.then_some((self.uid, self.gid))
+    }
+
+    /// Checks that the user can enter the directory and all its ancestors. Without this check, the
+    /// server would only report that its data is missing.
     pub(super) fn check_reaches(&self, directory: &Path) -> Result<(), EmbeddedError> {
         if !self.switch {
             return Ok(());
         }
         for ancestor in directory.ancestors() {
-            let metadata = fs::metadata(ancestor).map_err(at(ancestor))?;
+            let metadata = fs::metadata(ancestor).map_err(io_error_at(ancestor))?;
             let needed = if metadata.uid() == self.uid.as_raw() {
                 0o100
             } else if metadata.gid() == self.gid.as_raw() {
@@ -63,11 +74,11 @@ impl RunAs {
         Ok(())
     }
 
-    /// Makes a directory that is the server's alone.
+    /// Creates a directory that only the server's user can access. It may exist already.
     pub(super) fn create_directory(&self, path: &Path) -> Result<(), EmbeddedError> {
         match DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(at(path))?,
+            result => result.map_err(io_error_at(path))?,
         }
         self.own(path)
     }
@@ -75,7 +86,7 @@ impl RunAs {
     fn own(&self, path: &Path) -> Result<(), EmbeddedError> {
         if self.switch {
             std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
-                .map_err(at(path))?;
+                .map_err(io_error_at(path))?;
         }
         Ok(())
     }

@@ -1,18 +1,25 @@
 //! What can go wrong in the store.
 
-/// Why the store could not do what it was asked. It knows no HTTP; its text is for the log, never for a client.
+use std::error::Error;
+
+/// Why the store could not do what it was asked.
+///
+/// It knows no HTTP. Its text is for the log, never for a client.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database can't be reached, or has no connection free. The same call may succeed later.
-    #[error("the database is unavailable: {0}")]
-    Unavailable(String),
-    /// The task belongs to another agent of the organisation; nothing was changed.
+    /// The organization has no such task.
+    #[error("the organization has no such task")]
+    TaskNotFound,
+    /// The task belongs to another agent of the organization; nothing was changed.
     #[error("the task belongs to another agent")]
-    OtherAgent,
+    TaskOfAnotherAgent,
     /// The idempotency key was used with another request; nothing was changed.
     #[error("the idempotency key was used with another request")]
-    OtherRequest,
-    /// A row can't be understood.
+    IdempotencyKeyReused,
+    /// PostgreSQL cannot be reached, or no connection is free. The same call may succeed later.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
+    /// A row does not have the form in which the service writes it.
     #[error("table {table}, row {row}: {source}")]
     Corrupt {
         /// The table.
@@ -20,41 +27,59 @@ pub enum StoreError {
         /// The row's key.
         row: String,
         /// What is wrong with it.
-        source: serde_json::Error,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A statement failed.
     #[error("a statement failed: {0}")]
     Query(#[source] sqlx::Error),
-    /// Migrating failed.
+    /// The database has the schema of an older development version.
+    #[error(
+        "the database has the schema of a development version that was never released, and cannot \
+         be migrated. Use an empty database, or another --data-dir; to keep its tasks, run \
+         `task-history export` with the version that made it and `task-history import` with this one"
+    )]
+    DevelopmentSchema,
+    /// The database has migrations that this version does not know.
+    #[error(
+        "the database has migration {0}, which only a newer version of task-history has; run that \
+         version"
+    )]
+    NewerSchema(i64),
+    /// A migration failed.
     #[error("the database could not be migrated: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[source] sqlx::migrate::MigrateError),
+}
+
+impl StoreError {
+    pub(super) fn corrupt(
+        table: &'static str,
+        row: String,
+        source: impl Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Corrupt { table, row, source: Box::new(source) }
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let unavailable = match &error {
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
-            // Class 08: connection; 53: resources; 57P: the server goes down or is not up yet.
+        let is_unavailable = match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed => true,
             // https://www.postgresql.org/docs/current/errcodes-appendix.html
-            // Also timeouts, deadlocks, and a server that has become read-only: all may be over at the next try.
             sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-                let states = ["57014", "40001", "40P01", "55P03", "25P03", "25006"];
-                if states.contains(&code.as_ref()) {
-                    return true;
-                }
-                code.starts_with("08") || code.starts_with("53") || code.starts_with("57P")
+                // query_canceled (a timeout), serialization_failure, deadlock_detected,
+                // lock_not_available, idle_in_transaction_session_timeout, read_only_sql_transaction
+                let transient = ["57014", "40001", "40P01", "55P03", "25P03", "25006"];
+                // Class 08: connection; 53: resources; 57P: the server stops or starts.
+                let classes = ["08", "53", "57P"];
+                transient.contains(&code.as_ref())
+                    || classes.iter().any(|class| code.starts_with(class))
             }),
             _ => false,
         };
-        if unavailable { Self::Unavailable(error.to_string()) } else { Self::Query(error) }
-    }
-}
-
-impl From<deadpool::managed::PoolError<sqlx::Error>> for StoreError {
-    fn from(error: deadpool::managed::PoolError<sqlx::Error>) -> Self {
-        match error {
-            deadpool::managed::PoolError::Backend(error) => error.into(),
-            other => Self::Unavailable(other.to_string()),
-        }
+        if is_unavailable { Self::Unavailable(error.to_string()) } else { Self::Query(error) }
     }
 }

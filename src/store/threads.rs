@@ -1,10 +1,10 @@
-//! Conversations, turn by turn.
+//! Threads: conversations, turn by turn.
 
 use chrono::{DateTime, Utc};
 
-use super::tasks::parse_json;
+use super::sql::parse_json;
 use super::{Store, StoreError};
-use crate::domain::{OrganizationId, TaskId, Thread};
+use crate::domain::{OrganizationId, TaskId, ThreadTurn};
 
 /// A turn as selected.
 struct ThreadRow {
@@ -17,22 +17,32 @@ struct ThreadRow {
 }
 
 impl ThreadRow {
-    fn into_thread(self, organization: OrganizationId) -> Result<Thread, StoreError> {
+    fn into_turn(self, organization: OrganizationId) -> Result<ThreadTurn, StoreError> {
         let row = || format!("{organization}, {}, turn {}", self.task_id, self.turn);
         let input = parse_json("task_turns", &self.input, row)?;
         let Self { task_id, turn, input: _, result, created_at, answered_at } = self;
-        Ok(Thread { task_id, turn, input, result, created_at, answered_at })
+        Ok(ThreadTurn { task_id, turn, input, result, created_at, answered_at })
     }
 }
 
+/// The turns of a thread. Each task has at least one, so none means that there is no such task.
+fn into_turns(
+    organization: OrganizationId,
+    rows: Vec<ThreadRow>,
+) -> Result<Vec<ThreadTurn>, StoreError> {
+    if rows.is_empty() {
+        return Err(StoreError::TaskNotFound);
+    }
+    rows.into_iter().map(|row| row.into_turn(organization)).collect()
+}
+
 impl Store {
-    /// A task's turns in order; none where the organisation has no such task, since each has one at least.
-    pub async fn get_thread(
+    /// A task's turns, in order.
+    pub async fn list_thread_turns(
         &self,
         organization: OrganizationId,
         id: &TaskId,
-    ) -> Result<Vec<Thread>, StoreError> {
-        let mut connection = self.pool.get().await?;
+    ) -> Result<Vec<ThreadTurn>, StoreError> {
         let rows = sqlx::query_as!(
             ThreadRow,
             r#"
@@ -45,21 +55,19 @@ impl Store {
             organization as OrganizationId,
             id as &TaskId
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&self.pool)
         .await?;
-        connection.done();
-        rows.into_iter().map(|row| row.into_thread(organization)).collect()
+        into_turns(organization, rows)
     }
 
-    /// The turns of a task and of its sub-tasks to any depth: the task's first, then each sub-task's, older sub-tasks
-    /// before younger ones. None where the organisation has no such task.
-    pub async fn get_thread_tree(
+    /// The turns of a task and of its sub-tasks to any depth: the task's first, then those of each
+    /// sub-task, older sub-tasks first.
+    pub async fn list_tree_turns(
         &self,
         organization: OrganizationId,
         id: &TaskId,
-    ) -> Result<Vec<Thread>, StoreError> {
-        let mut connection = self.pool.get().await?;
-        // As in a deletion, UNION keeps circles from going round for ever.
+    ) -> Result<Vec<ThreadTurn>, StoreError> {
+        // Clients choose parents, so there may be cycles: UNION drops rows that it has found before.
         let rows = sqlx::query_as!(
             ThreadRow,
             r#"
@@ -70,18 +78,19 @@ impl Store {
                 FROM tree
                 JOIN tasks child ON child.organization_id = $1 AND child.parent_task_id = tree.id
             )
-            SELECT l.task_id AS "task_id: TaskId", l.turn, l.input::text AS "input!", l.result, l.created_at,
-                   COALESCE(l.finished_at, l.paused_at, l.started_at, l.created_at) AS "answered_at!"
+            SELECT turn.task_id AS "task_id: TaskId", turn.turn, turn.input::text AS "input!",
+                   turn.result, turn.created_at,
+                   COALESCE(turn.finished_at, turn.paused_at, turn.started_at, turn.created_at)
+                       AS "answered_at!"
             FROM tree
-            JOIN task_turns l ON l.organization_id = $1 AND l.task_id = tree.id
-            ORDER BY tree.id <> $2, tree.created_at, tree.id, l.turn
+            JOIN task_turns turn ON turn.organization_id = $1 AND turn.task_id = tree.id
+            ORDER BY tree.id <> $2, tree.created_at, tree.id, turn.turn
             "#,
             organization as OrganizationId,
             id as &TaskId
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&self.pool)
         .await?;
-        connection.done();
-        rows.into_iter().map(|row| row.into_thread(organization)).collect()
+        into_turns(organization, rows)
     }
 }

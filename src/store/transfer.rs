@@ -1,40 +1,43 @@
-//! Whole tasks in and out, many at a time.
+//! Export and import of whole tasks, many at a time.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
-use super::batches::{column, to_json};
-use super::tasks::parse_json;
+use super::sql::{column, parse_json, to_json};
 use super::{Store, StoreError};
 use crate::domain::{
-    AgentId, EventRecord, Input, Label, OrganizationId, Reported, Request, Status, TaskId, TaskRecord,
-    TurnRecord, UserId, Word,
+    AgentId, ExportedEvent, ExportedTask, ExportedTurn, Input, InvocationOptions, OrganizationId,
+    ShortText, Status, TaskId, TurnDetails, UserId, WireEnum,
 };
 
 /// How many tasks are read at a time.
-const PAGE: i64 = 500;
+const PAGE_SIZE: i64 = 500;
 
 impl Store {
-    /// Writes tasks that are not there yet, each of another id, with all that was recorded of them; the others are left as
-    /// they are. Returns how many were written. Committed when this returns, all or none.
+    /// Imports tasks, each with another id, with everything that was recorded of them. Existing tasks
+    /// are left unchanged. Returns how many were imported. Committed when this returns, all or none.
+    #[expect(clippy::too_many_lines, reason = "one statement, most of it SQL and its parameters")]
     pub async fn import_tasks(
         &self,
         organization: OrganizationId,
-        records: &[TaskRecord],
+        records: &[ExportedTask],
     ) -> Result<usize, StoreError> {
         let turns: Vec<_> = records
             .iter()
-            .flat_map(|record| (1_i32..).zip(&record.turns).map(|(number, turn)| (&record.id, number, turn)))
+            .flat_map(|record| {
+                (1_i32..).zip(&record.turns).map(|(number, turn)| (&record.id, number, turn))
+            })
             .collect();
-        let events: Vec<_> =
-            records.iter().flat_map(|record| record.events.iter().map(|event| (&record.id, event))).collect();
-        let mut connection = self.pool.get().await?;
-        // In the order of ids, as every writer locks them.
+        let events: Vec<_> = records
+            .iter()
+            .flat_map(|record| record.events.iter().map(|event| (&record.id, event)))
+            .collect();
+        // Rows are locked in the order of their ids, as by every other write.
         let written = sqlx::query_scalar!(
             r#"
-            WITH t AS (
+            WITH task AS (
                 INSERT INTO tasks (
                     organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id, status,
                     internal_status, source, title, result, turns, events, created_at, updated_at
@@ -52,12 +55,12 @@ impl Store {
                 ON CONFLICT (organization_id, id) DO NOTHING
                 RETURNING id
             ),
-            l AS (
+            turn AS (
                 INSERT INTO task_turns (
                     organization_id, task_id, turn, input, request, reported, status, internal_status, result,
                     last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at, finished_at
                 )
-                SELECT $1, t.id, turn, input::json, request::json, reported::json, status::task_status,
+                SELECT $1, task.id, turn, input::json, request::json, reported::json, status::task_status,
                        internal_status, result, last_executed_node_id, is_manually_stopped, created_at, started_at,
                        paused_at, finished_at
                 FROM unnest(
@@ -68,17 +71,17 @@ impl Store {
                     task_id, turn, input, request, reported, status, internal_status, result,
                     last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at, finished_at
                 )
-                JOIN t ON t.id = new.task_id COLLATE "C"
+                JOIN task ON task.id = new.task_id COLLATE "C"
             ),
-            e AS (
+            event AS (
                 INSERT INTO task_events (organization_id, task_id, event, turn, type, data, created_at)
-                SELECT $1, t.id, event, turn, type, data::json, created_at
+                SELECT $1, task.id, event, turn, type, data::json, created_at
                 FROM unnest(
                     $30::text[], $31::bigint[], $32::int[], $33::text[], $34::text[], $35::timestamptz[]
                 ) AS new (task_id, event, turn, type, data, created_at)
-                JOIN t ON t.id = new.task_id COLLATE "C"
+                JOIN task ON task.id = new.task_id COLLATE "C"
             )
-            SELECT count(*) AS "count!" FROM t
+            SELECT count(*) AS "count!" FROM task
             "#,
             organization as OrganizationId,
             &column(records, |record| record.id.as_str()) as &[&str],
@@ -88,22 +91,22 @@ impl Store {
             &column(records, |record| record.triggering_agent_id.as_ref().map(AgentId::as_str))
                 as &[Option<&str>],
             &column(records, |record| record.latest().status.as_str()) as &[&str],
-            &column(records, |record| record.latest().internal_status.as_ref().map(Label::as_str))
+            &column(records, |record| record.latest().internal_status.as_ref().map(ShortText::as_str))
                 as &[Option<&str>],
             &column(records, |record| record.source.as_str()) as &[&str],
-            &column(records, TaskRecord::list_title) as &[Option<&str>],
+            &column(records, ExportedTask::list_title) as &[Option<&str>],
             &column(records, |record| record.latest().result.as_deref()) as &[Option<&str>],
             &column(records, |record| i32::try_from(record.turns.len()).unwrap_or(i32::MAX)),
-            &column(records, TaskRecord::events_so_far),
+            &column(records, ExportedTask::events_so_far),
             &column(records, |record| record.created_at),
             &column(records, |record| record.updated_at),
             &column(&turns, |(id, ..)| id.as_str()) as &[&str],
             &column(&turns, |(_, number, _)| *number),
             &column(&turns, |(.., turn)| to_json(&turn.input)),
-            &column(&turns, |(.., turn)| to_json(&turn.request)),
-            &column(&turns, |(.., turn)| to_json(&turn.reported)),
+            &column(&turns, |(.., turn)| to_json(&turn.options)),
+            &column(&turns, |(.., turn)| to_json(&turn.details)),
             &column(&turns, |(.., turn)| turn.status.as_str()) as &[&str],
-            &column(&turns, |(.., turn)| turn.internal_status.as_ref().map(Label::as_str)) as &[Option<&str>],
+            &column(&turns, |(.., turn)| turn.internal_status.as_ref().map(ShortText::as_str)) as &[Option<&str>],
             &column(&turns, |(.., turn)| turn.result.as_deref()) as &[Option<&str>],
             &column(&turns, |(.., turn)| turn.last_executed_node_id.as_deref()) as &[Option<&str>],
             &column(&turns, |(.., turn)| turn.is_manually_stopped),
@@ -118,26 +121,20 @@ impl Store {
             &column(&events, |(_, event)| event.data.to_string()),
             &column(&events, |(_, event)| event.created_at)
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&self.pool)
         .await?;
-        connection.done();
         Ok(usize::try_from(written).unwrap_or(0))
     }
 
-    /// Hands out all tasks of an organisation, or of one of its agents, in the order of their ids and a few hundred at a
-    /// time: all of one snapshot. `take` says when it wants no more.
+    /// Exports the tasks of an organization, or of one of its agents, all of one snapshot. `take`
+    /// gets a few hundred at a time, in the order of their ids. It returns false to stop.
     pub async fn export_tasks(
         &self,
         organization: OrganizationId,
         agent: Option<&AgentId>,
-        mut take: impl FnMut(Vec<TaskRecord>) -> bool,
+        mut take: impl FnMut(Vec<ExportedTask>) -> bool,
     ) -> Result<(), StoreError> {
-        let mut connection = self.pool.get().await?;
-        let mut transaction = connection.begin().await?;
-        // Whoever takes them may be slow.
-        let settings = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
-                        SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0";
-        sqlx::raw_sql(settings).execute(&mut *transaction).await?;
+        let mut transaction = self.pool.begin_snapshot().await?;
         let mut after = String::new();
         loop {
             let records = read_page(&mut transaction, organization, agent, &after).await?;
@@ -148,7 +145,6 @@ impl Store {
             }
         }
         transaction.rollback().await?;
-        connection.done();
         Ok(())
     }
 }
@@ -158,12 +154,12 @@ async fn read_page(
     organization: OrganizationId,
     agent: Option<&AgentId>,
     after: &str,
-) -> Result<Vec<TaskRecord>, StoreError> {
+) -> Result<Vec<ExportedTask>, StoreError> {
     let tasks = sqlx::query!(
         r#"
         SELECT id AS "id: TaskId", agent_id AS "agent_id: AgentId", user_id AS "user_id: UserId",
                parent_task_id AS "parent_task_id: TaskId", triggering_agent_id AS "triggering_agent_id: AgentId",
-               source AS "source: Label", title, created_at, updated_at
+               source AS "source: ShortText", title, created_at, updated_at
         FROM tasks
         WHERE organization_id = $1 AND id > $2 AND ($3::text IS NULL OR agent_id = $3)
         ORDER BY id
@@ -172,7 +168,7 @@ async fn read_page(
         organization as OrganizationId,
         after,
         agent as Option<&AgentId>,
-        PAGE
+        PAGE_SIZE
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -180,7 +176,7 @@ async fn read_page(
     let turns = sqlx::query!(
         r#"
         SELECT task_id AS "task_id: TaskId", turn, input::text AS "input!", request::text AS "request!",
-               reported::text AS "reported!", status AS "status: Status", internal_status AS "internal_status: Label",
+               reported::text AS "reported!", status AS "status: Status", internal_status AS "internal_status: ShortText",
                result, last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at, finished_at
         FROM task_turns
         WHERE organization_id = $1 AND task_id = ANY($2)
@@ -203,13 +199,13 @@ async fn read_page(
     )
     .fetch_all(connection)
     .await?;
-    let mut turns_of: HashMap<TaskId, Vec<TurnRecord>> = HashMap::new();
+    let mut turns_of: HashMap<TaskId, Vec<ExportedTurn>> = HashMap::new();
     for turn in turns {
         let row = || format!("{organization}, {}, turn {}", turn.task_id, turn.turn);
-        let record = TurnRecord {
+        let record = ExportedTurn {
             input: parse_json::<Input>("task_turns", &turn.input, row)?,
-            request: parse_json::<Request>("task_turns", &turn.request, row)?,
-            reported: parse_json::<Reported>("task_turns", &turn.reported, row)?,
+            options: parse_json::<InvocationOptions>("task_turns", &turn.request, row)?,
+            details: parse_json::<TurnDetails>("task_turns", &turn.reported, row)?,
             status: turn.status,
             internal_status: turn.internal_status,
             result: turn.result,
@@ -222,10 +218,10 @@ async fn read_page(
         };
         turns_of.entry(turn.task_id).or_default().push(record);
     }
-    let mut events_of: HashMap<TaskId, Vec<EventRecord>> = HashMap::new();
+    let mut events_of: HashMap<TaskId, Vec<ExportedEvent>> = HashMap::new();
     for event in events {
         let row = || format!("{organization}, {}, event {}", event.task_id, event.event);
-        let record = EventRecord {
+        let record = ExportedEvent {
             event: event.event,
             turn: event.turn,
             data: parse_json("task_events", &event.data, row)?,
@@ -236,7 +232,7 @@ async fn read_page(
     }
     let records = tasks.into_iter().map(|task| {
         let turns = turns_of.remove(&task.id).unwrap_or_default();
-        let mut record = TaskRecord {
+        let mut record = ExportedTask {
             events: events_of.remove(&task.id).unwrap_or_default(),
             id: task.id,
             agent_id: task.agent_id,
@@ -249,7 +245,7 @@ async fn read_page(
             updated_at: task.updated_at,
             turns,
         };
-        // What the latest turn says already is not said again.
+        // The title is exported only if it differs from the latest turn's.
         if !record.turns.is_empty() && record.list_title() != task.title.as_deref() {
             record.title = task.title;
         }

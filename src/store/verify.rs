@@ -1,45 +1,33 @@
-//! Whether what is kept twice agrees: counts with the tasks they count, tasks with their turns.
+//! Recounting: whether counts agree with the tasks that they count, and tasks with their turns.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use super::{Store, StoreError};
 use crate::domain::OrganizationId;
 
-/// Most disagreements of a kind that are told apart in an organisation; the others are many more of the same.
-const MAX_TOLD: i64 = 20;
+/// Most differences of a kind that are reported of one organization.
+const MAX_REPORTED: i64 = 20;
 
-/// What was found in one organisation.
+/// What a recount of one organization found.
 #[derive(Debug)]
-pub struct Verified {
-    /// Name of the organisation.
+pub struct VerifyReport {
+    /// Name of the organization.
     pub organization: String,
     /// How many tasks it has.
     pub tasks: i64,
-    /// What does not agree, in words; nothing, where all is well.
+    /// The differences, one sentence each; empty if all agrees.
     pub drift: Vec<String>,
 }
 
 impl Store {
-    /// Names of all organisations.
-    pub async fn organizations(&self) -> Result<Vec<(OrganizationId, String)>, StoreError> {
-        let mut connection = self.pool.get().await?;
-        let rows = sqlx::query!(
-            r#"SELECT id AS "organization_id: OrganizationId", name FROM organizations ORDER BY name"#
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        connection.done();
-        Ok(rows.into_iter().map(|row| (row.organization_id, row.name)).collect())
-    }
-
-    /// Counts an organisation's tasks and turns again, in one snapshot, and compares. Reads every task, however long
-    /// that takes, and locks nothing.
-    pub async fn verify(&self, organization: OrganizationId, name: &str) -> Result<Verified, StoreError> {
-        let mut connection = self.pool.get().await?;
-        let mut transaction = connection.begin().await?;
-        let settings =
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0";
-        sqlx::raw_sql(settings).execute(&mut *transaction).await?;
+    /// Recounts an organization's tasks and turns, in one snapshot, and compares. Reads every task,
+    /// however long that takes, and locks nothing.
+    pub async fn verify(
+        &self,
+        organization: OrganizationId,
+        name: &str,
+    ) -> Result<VerifyReport, StoreError> {
+        let mut transaction = self.pool.begin_snapshot().await?;
         let tasks = sqlx::query_scalar!(
             r#"SELECT count(*) AS "count!" FROM tasks WHERE organization_id = $1"#,
             organization as OrganizationId
@@ -49,8 +37,7 @@ impl Store {
         let mut drift = verify_counts(&mut transaction, organization).await?;
         drift.extend(verify_turns(&mut transaction, organization).await?);
         transaction.rollback().await?;
-        connection.done();
-        Ok(Verified { organization: name.to_owned(), tasks, drift })
+        Ok(VerifyReport { organization: name.to_owned(), tasks, drift })
     }
 }
 
@@ -61,22 +48,23 @@ async fn verify_counts(
     let rows = sqlx::query!(
         r#"
         WITH counted AS (
-            SELECT r.agent_id, r.facet, r.value, r.grain, r.since,
+            SELECT counts.agent_id, counts.facet, counts.value, counts.grain, counts.since,
                    ARRAY[
-                       count(*) FILTER (WHERE t.status = 'pending'),
-                       count(*) FILTER (WHERE t.status = 'executing'),
-                       count(*) FILTER (WHERE t.status = 'paused'),
-                       count(*) FILTER (WHERE t.status = 'error'),
-                       count(*) FILTER (WHERE t.status = 'failed'),
-                       count(*) FILTER (WHERE t.status = 'completed'),
-                       count(*) FILTER (WHERE t.status = 'stopped')
+                       count(*) FILTER (WHERE task.status = 'pending'),
+                       count(*) FILTER (WHERE task.status = 'executing'),
+                       count(*) FILTER (WHERE task.status = 'paused'),
+                       count(*) FILTER (WHERE task.status = 'error'),
+                       count(*) FILTER (WHERE task.status = 'failed'),
+                       count(*) FILTER (WHERE task.status = 'completed'),
+                       count(*) FILTER (WHERE task.status = 'stopped')
                    ] AS numbers
-            FROM tasks t
+            FROM tasks task
             CROSS JOIN LATERAL task_count_rows(
-                t.agent_id, t.user_id, t.parent_task_id, t.triggering_agent_id, t.internal_status, t.created_at
-            ) r
-            WHERE t.organization_id = $1
-            GROUP BY r.agent_id, r.facet, r.value, r.grain, r.since
+                task.agent_id, task.user_id, task.parent_task_id, task.triggering_agent_id,
+                task.internal_status, task.created_at
+            ) counts
+            WHERE task.organization_id = $1
+            GROUP BY counts.agent_id, counts.facet, counts.value, counts.grain, counts.since
         ),
         kept AS (
             SELECT agent_id, facet, value, grain, since,
@@ -96,15 +84,21 @@ async fn verify_counts(
         LIMIT $2
         "#,
         organization as OrganizationId,
-        MAX_TOLD
+        MAX_REPORTED
     )
     .fetch_all(connection)
     .await?;
-    let told = rows.into_iter().map(|row| {
-        let agent =
-            if row.agent_id.is_empty() { "all agents".to_owned() } else { format!("agent {}", row.agent_id) };
-        let facet =
-            if row.facet.is_empty() { String::new() } else { format!(", {} {}", row.facet, row.value) };
+    let drift = rows.into_iter().map(|row| {
+        let agent = if row.agent_id.is_empty() {
+            "all agents".to_owned()
+        } else {
+            format!("agent {}", row.agent_id)
+        };
+        let facet = if row.facet.is_empty() {
+            String::new()
+        } else {
+            format!(", {} {}", row.facet, row.value)
+        };
         let time = match row.grain {
             0 => String::new(),
             1 => format!(", month {}", row.since),
@@ -113,7 +107,7 @@ async fn verify_counts(
         };
         format!("counts of {agent}{facet}{time}: kept {}, counted {}", row.kept, row.counted)
     });
-    Ok(told.collect())
+    Ok(drift.collect())
 }
 
 async fn verify_turns(
@@ -122,31 +116,36 @@ async fn verify_turns(
 ) -> Result<Vec<String>, StoreError> {
     let rows = sqlx::query!(
         r#"
-        SELECT t.id, t.turns, l.turns AS "counted?", l.latest AS "latest?",
-               (latest.status = t.status AND latest.result IS NOT DISTINCT FROM t.result
-                AND latest.internal_status IS NOT DISTINCT FROM t.internal_status) AS agrees
-        FROM tasks t
+        SELECT task.id, task.turns, counts.turns AS "counted?", counts.latest AS "latest?",
+               (latest.status = task.status
+                AND latest.result IS NOT DISTINCT FROM task.result
+                AND latest.internal_status IS NOT DISTINCT FROM task.internal_status) AS agrees
+        FROM tasks task
         LEFT JOIN (
             SELECT task_id, count(*) AS turns, max(turn) AS latest
             FROM task_turns
             WHERE organization_id = $1
             GROUP BY task_id
-        ) l ON l.task_id = t.id
+        ) counts ON counts.task_id = task.id
         LEFT JOIN task_turns latest
-            ON latest.organization_id = $1 AND latest.task_id = t.id AND latest.turn = t.turns
-        WHERE t.organization_id = $1
-          AND (l.turns IS DISTINCT FROM t.turns OR l.latest IS DISTINCT FROM t.turns
-               OR latest.status <> t.status OR latest.result IS DISTINCT FROM t.result
-               OR latest.internal_status IS DISTINCT FROM t.internal_status)
-        ORDER BY t.id
+            ON latest.organization_id = $1
+            AND latest.task_id = task.id
+            AND latest.turn = task.turns
+        WHERE task.organization_id = $1
+          AND (counts.turns IS DISTINCT FROM task.turns
+               OR counts.latest IS DISTINCT FROM task.turns
+               OR latest.status <> task.status
+               OR latest.result IS DISTINCT FROM task.result
+               OR latest.internal_status IS DISTINCT FROM task.internal_status)
+        ORDER BY task.id
         LIMIT $2
         "#,
         organization as OrganizationId,
-        MAX_TOLD
+        MAX_REPORTED
     )
     .fetch_all(connection)
     .await?;
-    let told = rows.into_iter().map(|row| {
+    let drift = rows.into_iter().map(|row| {
         let (counted, latest) = (row.counted.unwrap_or(0), row.latest.unwrap_or(0));
         if row.agrees == Some(true) {
             format!("task {}: says {} turns, has {counted}, the latest {latest}", row.id, row.turns)
@@ -154,5 +153,5 @@ async fn verify_turns(
             format!("task {}: differs from its latest turn, of {} turns", row.id, row.turns)
         }
     });
-    Ok(told.collect())
+    Ok(drift.collect())
 }

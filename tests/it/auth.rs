@@ -6,16 +6,9 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use task_history::store::{KeyRevocation, NewApiKey};
 
-use crate::harness::{TestApp, tests};
+use crate::support::test_app::TestApp;
 
-tests![
-    without_a_valid_key_nothing_else_is_looked_at,
-    every_documented_route_is_behind_the_wall,
-    a_read_only_key_reads,
-    expired_and_revoked_keys_are_refused,
-    keys_are_not_stored,
-];
-
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_valid_key_nothing_else_is_looked_at() {
     let app = TestApp::start().await;
     for key in ["", "wrong", &format!("{}x", app.key), &app.key.to_uppercase(), &"k".repeat(5000)] {
@@ -29,6 +22,7 @@ async fn without_a_valid_key_nothing_else_is_looked_at() {
 }
 
 /// Walks the document, so that a new route is swept the day it is documented.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_documented_route_is_behind_the_wall() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": { "text": "mine alone" } })).await.ok();
@@ -39,7 +33,10 @@ async fn every_documented_route_is_behind_the_wall() {
     for (path, operations) in document["paths"].as_object().expect("paths") {
         for (method, operation) in operations.as_object().expect("operations") {
             if operation.get("security").is_none() {
-                assert!(["/health", "/readyz"].contains(&path.as_str()), "{path} is open to everybody");
+                assert!(
+                    ["/health", "/readyz"].contains(&path.as_str()),
+                    "{path} is open to everybody"
+                );
                 continue;
             }
             swept += 1;
@@ -50,16 +47,23 @@ async fn every_documented_route_is_behind_the_wall() {
             let method = method.to_uppercase();
             let is_list = path.ends_with("/events/push");
             let body = operation.get("requestBody").map(|_| {
-                if is_list { json!([]) } else { json!({ "id": "t2", "input": {}, "execution_id": "t" }) }
+                if is_list {
+                    json!([])
+                } else {
+                    json!({ "id": "t2", "input": {}, "execution_id": "t" })
+                }
             });
             let answer = app.request_as("wrong", &method, &target, body.clone()).await;
             assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
             if path.ends_with("/invoke/stream") {
-                // It would record a task of the other organisation's and follow it for ever.
+                // It would record a task of the other organization's and follow it for ever.
                 continue;
             }
             let answer = app.request_as(&other, &method, &target, body).await;
-            assert!(!answer.text.contains("mine alone"), "{method} {path} shows another organisation's data");
+            assert!(
+                !answer.text.contains("mine alone"),
+                "{method} {path} shows another organization's data"
+            );
             if path.contains("{task_id}") || path.contains("{organization_id}") {
                 assert_eq!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
             }
@@ -69,6 +73,7 @@ async fn every_documented_route_is_behind_the_wall() {
     assert_eq!(app.get("/v1/tasks/t").await.ok(), before);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_key_reads() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
@@ -78,9 +83,13 @@ async fn a_read_only_key_reads() {
         can_write: false,
         expires_at: None,
     };
-    let (_, key, is_new) = app.store.create_api_key(&new, app.now()).await.expect("a key");
+    let created = app.store.create_api_key(&new, app.now()).await.expect("a key");
+    let (key, is_new) = (created.secret, created.organization_is_new);
     assert!(!is_new);
-    assert_eq!(app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.ok()["total"], 1);
+    assert_eq!(
+        app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.ok()["total"],
+        1
+    );
     for (method, target, body) in [
         ("POST", "/v1/agents/a/invoke/async", json!({ "input": {} })),
         ("PATCH", "/agent-execution/t/update", json!({ "status": "stopped" })),
@@ -93,40 +102,57 @@ async fn a_read_only_key_reads() {
     assert_eq!(app.get("/v1/tasks/t").await.ok()["status"], "pending");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expired_and_revoked_keys_are_refused() {
     let app = TestApp::start().await;
     let expires_at = Some(app.now() + TimeDelta::seconds(60));
-    let new = NewApiKey { organization: "default".into(), name: "brief".into(), can_write: true, expires_at };
-    let (id, key, _) = app.store.create_api_key(&new, app.now()).await.expect("a key");
-    let status = async || app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.status;
+    let new = NewApiKey {
+        organization: "default".into(),
+        name: "brief".into(),
+        can_write: true,
+        expires_at,
+    };
+    let created = app.store.create_api_key(&new, app.now()).await.expect("a key");
+    let (id, key) = (created.id, created.secret);
+    let status =
+        async || app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.status;
     app.advance(59.0);
     assert_eq!(status().await, StatusCode::OK);
     app.advance(1.0);
     assert_eq!(status().await, StatusCode::UNAUTHORIZED);
 
     let new = NewApiKey { expires_at: None, ..new };
-    let (other_id, key, _) = app.store.create_api_key(&new, app.now()).await.expect("a key");
-    let status = async || app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.status;
+    let created = app.store.create_api_key(&new, app.now()).await.expect("a key");
+    let (other_id, key) = (created.id, created.secret);
+    let status =
+        async || app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.status;
     assert_eq!(status().await, StatusCode::OK);
-    let revoke = async |organization: &str, id| app.store.revoke_api_key(organization, id, app.now()).await;
+    let revoke =
+        async |organization: &str, id| app.store.revoke_api_key(organization, id, app.now()).await;
     assert_eq!(revoke("other", other_id).await.expect("an answer"), KeyRevocation::Unknown);
     assert_eq!(status().await, StatusCode::OK);
     assert_eq!(revoke("default", other_id).await.expect("an answer"), KeyRevocation::Revoked);
     assert_eq!(status().await, StatusCode::UNAUTHORIZED);
     app.advance(1.0);
-    assert_eq!(revoke("default", other_id).await.expect("an answer"), KeyRevocation::AlreadyRevoked);
+    assert_eq!(
+        revoke("default", other_id).await.expect("an answer"),
+        KeyRevocation::AlreadyRevoked
+    );
 
     let keys = app.store.list_api_keys().await.expect("keys");
     let used = |id| keys.iter().find(|key| key.id == id).expect("listed").last_used_at;
     assert!(used(id).is_some() && used(other_id).is_some());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_not_stored() {
     let app = TestApp::start().await;
-    let mut connection = crate::cluster::connect(&app.database).await;
-    let rows: Vec<String> =
-        sqlx::query_scalar("SELECT k::text FROM api_keys k").fetch_all(&mut connection).await.expect("rows");
+    let mut connection = crate::support::cluster::connect(&app.database).await;
+    let rows: Vec<String> = sqlx::query_scalar("SELECT k::text FROM api_keys k")
+        .fetch_all(&mut connection)
+        .await
+        .expect("rows");
     assert_eq!(rows.len(), 1);
     assert!(!rows[0].contains(&app.key));
-    assert!(rows[0].contains(&app.key[..6]), "its beginning, to recognise it by");
+    assert!(rows[0].contains(&app.key[..6]), "its beginning, to recognize it by");
 }

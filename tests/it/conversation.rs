@@ -4,32 +4,20 @@ use axum::http::StatusCode;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{TestApp, tests};
-
-tests![
-    two_turns_as_documented,
-    ten_concurrent_turns_are_ten_turns_of_one_record,
-    an_id_of_another_agent_is_refused,
-    the_first_user_parent_and_caller_stay,
-    status_drives_the_times,
-    a_new_turn_starts_over,
-    null_and_server_owned_keys_of_a_report_change_nothing,
-    every_field_of_an_invocation_comes_back,
-    secrets_are_neither_kept_nor_returned,
-    sub_tasks_are_listed_on_their_parent,
-    a_report_about_an_unknown_task_is_not_found,
-    turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn,
-];
+use crate::support::test_app::TestApp;
 
 /// The official two-turn conversation, cell by cell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_turns_as_documented() {
     let app = TestApp::start().await;
     let list = async || app.get("/v1/agents/agent/tasks").await.ok();
     let id = "fbd08e4d-cfa7-4838-b6e6-e51855ac2ba3";
 
     app.advance(2.296_117);
-    let first =
-        app.invoke("agent", json!({ "id": id, "input": { "text": "Reply with exactly FIRST" } })).await.ok();
+    let first = app
+        .invoke("agent", json!({ "id": id, "input": { "text": "Reply with exactly FIRST" } }))
+        .await
+        .ok();
     assert_eq!(first["id"], id);
     assert_eq!(first["status"], "pending");
     assert_eq!(first["result"], Value::Null);
@@ -46,8 +34,10 @@ async fn two_turns_as_documented() {
     assert_eq!(item["updated_at"], "2026-03-23T00:45:26.296117Z");
 
     app.advance(0.5);
-    let second =
-        app.invoke("agent", json!({ "id": id, "input": { "text": "Reply with exactly SECOND" } })).await.ok();
+    let second = app
+        .invoke("agent", json!({ "id": id, "input": { "text": "Reply with exactly SECOND" } }))
+        .await
+        .ok();
     assert_eq!(second["status"], "pending");
     assert_eq!(second["result"], Value::Null);
     assert_eq!(second["input"]["text"], "Reply with exactly SECOND");
@@ -90,16 +80,21 @@ async fn two_turns_as_documented() {
     assert_eq!(task["finished_at"], "2026-03-23T00:45:31.040146Z");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_concurrent_turns_are_ten_turns_of_one_record() {
     let app = TestApp::start().await;
-    let turns =
-        (0..10).map(|n| app.invoke("agent", json!({ "id": "one", "input": { "text": n.to_string() } })));
+    let turns = (0..10)
+        .map(|n| app.invoke("agent", json!({ "id": "one", "input": { "text": n.to_string() } })));
     let answers = join_all(turns).await;
     for (n, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.ok()["input"]["text"], n.to_string(), "each caller is answered with its own turn");
+        assert_eq!(
+            answer.ok()["input"]["text"],
+            n.to_string(),
+            "each caller is answered with its own turn"
+        );
     }
     assert_eq!(app.get("/v1/agents/agent/tasks").await.ok()["total"], 1);
-    let mut connection = crate::cluster::connect(&app.database).await;
+    let mut connection = crate::support::cluster::connect(&app.database).await;
     let numbers: Vec<i32> = sqlx::query_scalar("SELECT turn FROM task_turns ORDER BY turn")
         .fetch_all(&mut connection)
         .await
@@ -107,6 +102,7 @@ async fn ten_concurrent_turns_are_ten_turns_of_one_record() {
     assert_eq!(numbers, (1..=10).collect::<Vec<_>>());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_of_another_agent_is_refused() {
     let app = TestApp::start().await;
     app.invoke("mine", json!({ "id": "taken", "input": { "text": "mine" } })).await.ok();
@@ -117,14 +113,16 @@ async fn an_id_of_another_agent_is_refused() {
     assert_eq!(answer.json(), json!({ "detail": "This id belongs to a task of another agent" }));
     assert_eq!(app.get("/v1/tasks/taken").await.ok(), before);
     assert_eq!(app.get("/v1/agents/yours/tasks").await.ok()["total"], 0);
-    // In another organisation the same id is free.
+    // In another organization the same id is free.
     let (other, _) = app.other_organization().await;
     let body = json!({ "id": "taken", "input": { "text": "theirs" } });
-    let theirs = app.request_as(&other, "POST", "/v1/agents/yours/invoke/async", Some(body)).await.ok();
+    let theirs =
+        app.request_as(&other, "POST", "/v1/agents/yours/invoke/async", Some(body)).await.ok();
     assert_ne!(theirs["organization_id"], before["organization_id"]);
     assert_eq!(app.get("/v1/tasks/taken").await.ok(), before);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_user_parent_and_caller_stay() {
     let app = TestApp::start().await;
     let turn = |extra: Value| {
@@ -166,6 +164,7 @@ async fn the_first_user_parent_and_caller_stay() {
     assert_eq!(item["source_node_type"], "api", "how the latest turn was invoked");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_drives_the_times() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
@@ -187,12 +186,17 @@ async fn status_drives_the_times() {
     assert_eq!(times("completed").await, [at("23"), at("25"), at("27")]);
     assert_eq!(times("completed").await, [at("23"), at("25"), at("27")]);
     assert_eq!(times("stopped").await, [at("23"), at("25"), at("29")]);
-    assert_eq!(times("paused").await, [at("23"), at("30"), None], "no status is guarded against any other");
+    assert_eq!(
+        times("paused").await,
+        [at("23"), at("30"), None],
+        "no status is guarded against any other"
+    );
     assert_eq!(times("failed").await, [at("23"), at("30"), at("31")]);
     assert_eq!(times("error").await, [at("23"), at("30"), at("32")]);
     assert_eq!(times("pending").await, [None, None, None]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_turn_starts_over() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "title": "Named", "input": { "text": "one" } })).await.ok();
@@ -206,9 +210,14 @@ async fn a_new_turn_starts_over() {
     assert_eq!(reported["payload_extension"], json!({ "k": 1 }));
     assert_eq!(reported["title"], "Named");
     let fresh = app.invoke("a", json!({ "id": "t", "input": { "text": "" } })).await.ok();
-    for key in
-        ["result", "internal_status", "last_executed_node_id", "payload_extension", "title", "finished_at"]
-    {
+    for key in [
+        "result",
+        "internal_status",
+        "last_executed_node_id",
+        "payload_extension",
+        "title",
+        "finished_at",
+    ] {
         assert_eq!(fresh[key], Value::Null, "{key}");
     }
     let item = app.get("/v1/agents/a/tasks").await.ok()["items"][0].clone();
@@ -217,11 +226,14 @@ async fn a_new_turn_starts_over() {
     assert_eq!(app.get("/v1/agents/a/tasks?internal_status=bad").await.ok()["total"], 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn null_and_server_owned_keys_of_a_report_change_nothing() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": { "text": "x" } })).await.ok();
-    let before =
-        app.report("t", json!({ "status": "executing", "result": "half", "source": "sdk" })).await.ok();
+    let before = app
+        .report("t", json!({ "status": "executing", "result": "half", "source": "sdk" }))
+        .await
+        .ok();
     // What the official SDK sends when it saves a task that it knows little of.
     let mut stale = before.clone();
     for key in ["status", "result", "source", "internal_status", "title"] {
@@ -237,6 +249,7 @@ async fn null_and_server_owned_keys_of_a_report_change_nothing() {
     assert_eq!(app.report("t", json!({})).await.ok(), before);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_field_of_an_invocation_comes_back() {
     let app = TestApp::start().await;
     let sent = json!({
@@ -272,7 +285,9 @@ async fn every_field_of_an_invocation_comes_back() {
         "llm_model_name": "name",
         "llm_reasoning_effort": "xhigh"
     });
-    let answer = app.request("POST", "/v1/agents/a%201/invoke/async?version=draft", Some(sent.clone())).await;
+    let answer = app
+        .request("POST", "/v1/agents/a%201/invoke/async?version=draft", Some(sent.clone()))
+        .await;
     let created = answer.ok();
     let read = app.get("/v1/tasks/thread%201%2F%C3%BC").await;
     assert_eq!(read.text, answer.text, "what is answered is what is stored, to the byte");
@@ -291,7 +306,11 @@ async fn every_field_of_an_invocation_comes_back() {
     user["display_name"] = json!("Ada Lovelace");
     assert_eq!(created["input"]["user"], user);
     assert!(answer.text.contains("123456789012345678901234567890"), "no digit is lost");
-    assert!(answer.text.contains(r#"{"b":{"c":null},"a":1}"#), "keys keep their order: {}", answer.text);
+    assert!(
+        answer.text.contains(r#"{"b":{"c":null},"a":1}"#),
+        "keys keep their order: {}",
+        answer.text
+    );
     let keys: Vec<_> = created.as_object().expect("an object").keys().cloned().collect();
     assert_eq!(keys, AGENT_EXECUTION_KEYS, "every key, in the contract's order");
 }
@@ -352,6 +371,7 @@ const AGENT_EXECUTION_KEYS: [&str; 52] = [
     "permission_mode",
 ];
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_neither_kept_nor_returned() {
     let app = TestApp::start().await;
     let body = json!({
@@ -376,24 +396,28 @@ async fn secrets_are_neither_kept_nor_returned() {
     );
     let patch = json!({ "user_oidc_token": "SECRET-12", "user_tokens": { "a": "SECRET-13" } });
     let reported = app.report("t", patch).await;
-    let mut connection = crate::cluster::connect(&app.database).await;
-    let rows: Vec<String> =
-        sqlx::query_scalar("SELECT t::text || l::text FROM tasks t JOIN task_turns l ON l.task_id = t.id")
-            .fetch_all(&mut connection)
-            .await
-            .expect("rows");
+    let mut connection = crate::support::cluster::connect(&app.database).await;
+    let rows: Vec<String> = sqlx::query_scalar(
+        "SELECT t::text || l::text FROM tasks t JOIN task_turns l ON l.task_id = t.id",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .expect("rows");
     assert_eq!(rows.len(), 1);
     for text in [&answer.text, &reported.text, &rows[0]] {
         assert!(!text.contains("SECRET"), "{text}");
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sub_tasks_are_listed_on_their_parent() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "parent", "input": {} })).await.ok();
     for child in ["c2", "c1", "c3"] {
         app.advance(1.0);
-        app.invoke("b", json!({ "id": child, "input": {}, "parent_execution_id": "parent" })).await.ok();
+        app.invoke("b", json!({ "id": child, "input": {}, "parent_execution_id": "parent" }))
+            .await
+            .ok();
     }
     app.report("c1", json!({ "status": "completed" })).await.ok();
     app.report("c3", json!({ "status": "executing" })).await.ok();
@@ -401,7 +425,11 @@ async fn sub_tasks_are_listed_on_their_parent() {
     let body = json!({ "id": "foreign", "input": {}, "parent_execution_id": "parent" });
     app.request_as(&other, "POST", "/v1/agents/b/invoke/async", Some(body)).await.ok();
     let parent = app.get("/v1/tasks/parent").await.ok();
-    assert_eq!(parent["sub_executions"], json!(["c2", "c1", "c3"]), "oldest first, this organisation's only");
+    assert_eq!(
+        parent["sub_executions"],
+        json!(["c2", "c1", "c3"]),
+        "oldest first, this organization's only"
+    );
     assert_eq!(parent["finished_sub_executions"], json!(["c1"]));
     let again = app.invoke("a", json!({ "id": "parent", "input": {} })).await.ok();
     assert_eq!(again["sub_executions"], parent["sub_executions"]);
@@ -409,6 +437,7 @@ async fn sub_tasks_are_listed_on_their_parent() {
     assert_eq!(page["total"], 3);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_about_an_unknown_task_is_not_found() {
     let app = TestApp::start().await;
     for id in ["unknown", "%00", &"x".repeat(2000)] {
@@ -419,20 +448,23 @@ async fn a_report_about_an_unknown_task_is_not_found() {
 }
 
 /// A report must not be lost to, nor spill into, a turn that arrives while it is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": { "text": "0" } })).await.ok();
     for round in 0..10 {
-        let turns = (0..4)
-            .map(|n| app.invoke("a", json!({ "id": "t", "input": { "text": format!("{round}.{n}") } })));
-        let reports = (0..4)
-            .map(|n| app.report("t", json!({ "status": "completed", "result": format!("{round}.{n}") })));
+        let turns = (0..4).map(|n| {
+            app.invoke("a", json!({ "id": "t", "input": { "text": format!("{round}.{n}") } }))
+        });
+        let reports = (0..4).map(|n| {
+            app.report("t", json!({ "status": "completed", "result": format!("{round}.{n}") }))
+        });
         let (turns, reports) = futures_util::future::join(join_all(turns), join_all(reports)).await;
         for answer in turns.iter().chain(&reports) {
             answer.ok();
         }
         // The same round's last words may be a turn's or a report's; either way record and turn agree.
-        let mut connection = crate::cluster::connect(&app.database).await;
+        let mut connection = crate::support::cluster::connect(&app.database).await;
         let agree: bool = sqlx::query_scalar(
             "SELECT (t.status, t.result, t.turns, t.title) IS NOT DISTINCT FROM
                     (l.status, l.result, (SELECT count(*)::int FROM task_turns), l.input->>'text')

@@ -7,10 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::tests;
-use crate::process::{Home, KEY, Service, postmaster, text, until};
-
-tests![nothing_acknowledged_is_lost];
+use crate::support::program::{DataDirectory, KEY, RunningService, postmaster, text};
+use crate::support::until;
 
 const ROUNDS: usize = 10;
 const WRITERS: usize = 64;
@@ -65,14 +63,15 @@ async fn write(client: Client, base: String, name: String, known: Arc<Mutex<Know
 }
 
 /// Starts the service with a log that nobody need read while it runs.
-async fn serve(home: &Home) -> Service {
+async fn serve(home: &DataDirectory) -> RunningService {
     let mut command = home.command::<&str>([]);
     command.env("TASK_HISTORY_BOOTSTRAP_KEY", KEY).env("TASK_HISTORY_LOG", "off");
-    Service::start(command).await
+    RunningService::start(command).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let client = Client::new();
     let known = Arc::new(Mutex::new(Known::default()));
     for round in 0..ROUNDS {
@@ -98,21 +97,24 @@ async fn nothing_acknowledged_is_lost() {
         }
     }
     let service = serve(&home).await;
-    let Known { mut acknowledged, unanswered } = std::mem::take(&mut *known.lock().expect("no panic"));
+    let Known { mut acknowledged, unanswered } =
+        std::mem::take(&mut *known.lock().expect("no panic"));
     assert!(!unanswered.is_empty(), "somebody was in the middle of a write");
     // What was sent with a key is sent again: also some of what was acknowledged.
     let again: Vec<_> = unanswered.iter().chain(acknowledged.iter().step_by(7)).cloned().collect();
     for id in again.iter().filter(|id| has_key(id)) {
         assert_eq!(send(&client, &service.base, id).await, Some(StatusCode::OK), "{id}");
         let thread = service.get(&format!("/v1/tasks/{id}/thread")).await;
-        let turns = thread.as_array().expect("messages").iter().filter(|message| message["role"] == "user");
+        let turns =
+            thread.as_array().expect("messages").iter().filter(|message| message["role"] == "user");
         assert_eq!(turns.count(), 1, "{id} was recorded once");
         acknowledged.insert(id.clone());
     }
     let recorded = list(&client, &service).await;
     let lost: Vec<_> = acknowledged.difference(&recorded).collect();
     assert!(lost.is_empty(), "lost: {lost:?}");
-    let others: Vec<_> = recorded.difference(&acknowledged).filter(|id| !unanswered.contains(*id)).collect();
+    let others: Vec<_> =
+        recorded.difference(&acknowledged).filter(|id| !unanswered.contains(*id)).collect();
     assert!(others.is_empty(), "nobody sent: {others:?}");
     let verified = home.run(&["verify"]).await;
     assert!(verified.status.success(), "{}", text(&verified.stdout));
@@ -120,7 +122,7 @@ async fn nothing_acknowledged_is_lost() {
 }
 
 /// The ids of all tasks, each once.
-async fn list(client: &Client, service: &Service) -> BTreeSet<String> {
+async fn list(client: &Client, service: &RunningService) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     let mut address = Some("/v1/tasks?per_page=50".to_owned());
     while let Some(path) = address {

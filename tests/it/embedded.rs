@@ -9,37 +9,19 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Uid, User};
 use sqlx::{Connection, PgConnection};
-use task_history::embedded::{self, EmbeddedError, Options};
+use task_history::embedded::{self, EmbeddedError, EmbeddedOptions};
 use tokio::process::Command;
 
-use crate::harness::tests;
-use crate::process::{Home, is_alive, postmaster, text, until};
+use crate::support::program::{DataDirectory, is_alive, postmaster, text};
+use crate::support::until;
 
-tests![
-    it_is_durable_and_private,
-    stopped_with_the_service_and_reused_by_the_next,
-    the_service_is_killed,
-    postgres_is_killed,
-    both_are_killed,
-    an_ordinary_user_can_run_it,
-    a_second_service_on_the_directory_is_refused,
-    killed_while_it_makes_the_cluster,
-    a_stale_pid_file_that_names_a_stranger,
-    a_postgres_that_outlived_its_service_is_replaced,
-    an_empty_pid_file_is_no_obstacle,
-    a_copy_of_a_directory_leaves_the_original_alone,
-    a_long_path_gets_a_short_socket,
-    a_cluster_of_another_version_is_left_alone,
-    no_binaries_is_told_with_what_to_install,
-    a_directory_that_postgres_cannot_enter,
-];
-
-fn options(directory: &Path) -> Options {
-    Options { directory: directory.to_owned(), binaries: None, durable: true }
+fn options(directory: &Path) -> EmbeddedOptions {
+    EmbeddedOptions { directory: directory.to_owned(), binaries: None, durable: true }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_durable_and_private() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let service = home.serve().await;
     let url = embedded::running_database_url(&home.data(), "task_history").expect("it runs");
     let mut connection = PgConnection::connect(&url).await.expect("a connection");
@@ -67,8 +49,9 @@ async fn it_is_durable_and_private() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_with_the_service_and_reused_by_the_next() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let service = home.serve().await;
     service.record("kept").await;
     let pid = postmaster(&home.data()).expect("it runs");
@@ -83,8 +66,9 @@ async fn stopped_with_the_service_and_reused_by_the_next() {
     assert!(status.success());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_service_is_killed() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let service = home.serve().await;
     service.record("kept").await;
     let pid = postmaster(&home.data()).expect("it runs");
@@ -97,8 +81,9 @@ async fn the_service_is_killed() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_is_killed() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let service = home.serve().await;
     service.record("kept").await;
     kill(postmaster(&home.data()).expect("it runs"), Signal::SIGKILL).expect("a signal");
@@ -110,8 +95,9 @@ async fn postgres_is_killed() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_are_killed() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     for round in 0..3 {
         let service = home.serve().await;
         service.record(&format!("kept-{round}")).await;
@@ -126,8 +112,9 @@ async fn both_are_killed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ordinary_user_can_run_it() {
-    let home = Home::of_ordinary_user();
+    let home = DataDirectory::of_ordinary_user();
     let service = home.serve().await;
     service.record("kept").await;
     service.signal(Signal::SIGKILL);
@@ -137,8 +124,9 @@ async fn an_ordinary_user_can_run_it() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_service_on_the_directory_is_refused() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let first = home.serve().await;
     let second = home.run(&[]).await;
     assert_eq!(second.status.code(), Some(1));
@@ -148,8 +136,9 @@ async fn a_second_service_on_the_directory_is_refused() {
     first.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_makes_the_cluster() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let is_unfinished = || {
         let entries = std::fs::read_dir(home.data()).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("data.new."))
@@ -164,8 +153,9 @@ async fn killed_while_it_makes_the_cluster() {
     assert_eq!(is_unfinished(), None, "nothing is left of the first attempt");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_pid_file_that_names_a_stranger() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     home.serve().await.stop().await;
     let data = home.data();
     let socket = data.join("run");
@@ -183,8 +173,9 @@ async fn a_stale_pid_file_that_names_a_stranger() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_outlived_its_service_is_replaced() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     home.serve().await.stop().await;
     let data = home.data();
     // A server that nobody told to end with its parent, as on systems that can't.
@@ -202,7 +193,8 @@ async fn a_postgres_that_outlived_its_service_is_replaced() {
         .args(["-c", "listen_addresses="]);
     command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
     if Uid::effective().is_root() {
-        let user = ["postgres", "nobody"].iter().find_map(|name| User::from_name(name).ok().flatten());
+        let user =
+            ["postgres", "nobody"].iter().find_map(|name| User::from_name(name).ok().flatten());
         let user = user.expect("a user");
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
@@ -216,15 +208,17 @@ async fn a_postgres_that_outlived_its_service_is_replaced() {
 }
 
 /// What a power failure or a full disk may leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_pid_file_is_no_obstacle() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     home.serve().await.stop().await;
     std::fs::write(home.data().join("data/postmaster.pid"), "").expect("written");
     home.serve().await.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_a_directory_leaves_the_original_alone() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let original = home.data().join("d".repeat(120));
     let server = embedded::Embedded::start(&options(&original)).await.expect("it starts");
     let copy = home.directory.path().join("copy");
@@ -239,21 +233,26 @@ async fn a_copy_of_a_directory_leaves_the_original_alone() {
     server.stop().await.expect("it stops");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_path_gets_a_short_socket() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let directory = home.data().join("d".repeat(120));
     let server = embedded::Embedded::start(&options(&directory)).await.expect("it starts");
     let url = server.database_url("postgres");
     PgConnection::connect(&url).await.expect("a connection").close().await.expect("closed");
-    assert_eq!(embedded::running_database_url(&directory, "postgres").as_deref(), Some(url.as_str()));
+    assert_eq!(
+        embedded::running_database_url(&directory, "postgres").as_deref(),
+        Some(url.as_str())
+    );
     let socket = url.split("&host=").nth(1).expect("a socket").replace("%2F", "/");
     assert!(Path::new(&socket).exists());
     server.stop().await.expect("it stops");
     assert!(!Path::new(&socket).exists(), "nothing is left behind");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_another_version_is_left_alone() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     home.serve().await.stop().await;
     let version = home.data().join("data/PG_VERSION");
     let real = std::fs::read_to_string(&version).expect("a version");
@@ -266,20 +265,27 @@ async fn a_cluster_of_another_version_is_left_alone() {
     home.serve().await.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_binaries_is_told_with_what_to_install() {
-    let home = Home::new();
+    let home = DataDirectory::new();
     let wrong = home.run(&["--postgres-bin-dir", "/nowhere"]).await;
     assert!(text(&wrong.stderr).contains("no programs `postgres` and `initdb` in /nowhere"));
     // A search that finds nothing says what to install; here the places are there, so the message is asked for.
     let said = &EmbeddedError::NoBinaries(Some(15)).to_string();
-    for way in
-        ["apt-get install", "dnf install", "apk add", "brew install", "docker compose", "DATABASE_URL="]
-    {
+    for way in [
+        "apt-get install",
+        "dnf install",
+        "apk add",
+        "brew install",
+        "docker compose",
+        "DATABASE_URL=",
+    ] {
         assert!(said.contains(way), "{said}");
     }
     assert!(!home.data().join("data").exists());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_that_postgres_cannot_enter() {
     // A directory is only closed to PostgreSQL where it runs as another user than the service: under root.
     if !Uid::effective().is_root() {

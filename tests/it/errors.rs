@@ -6,43 +6,35 @@ use std::sync::{Arc, Mutex};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
-use task_history::domain::Clock;
-use task_history::embedded::{Embedded, Options};
-use task_history::store::{self, DatabaseUrl, Secret, Store};
+use task_history::domain::{ApiKeySecret, Clock, Limits};
+use task_history::embedded::{Embedded, EmbeddedOptions};
+use task_history::store::{self, DatabaseUrl, Store};
 use tower::ServiceExt;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::cluster;
-use crate::harness::{TestApp, router, tests};
+use crate::support::cluster;
+use crate::support::test_app::{TestApp, router};
 
-tests![
-    no_route_has_the_path,
-    no_route_has_the_method,
-    a_slash_too_many_is_redirected,
-    a_body_that_is_too_large,
-    a_field_that_cannot_be_stored_is_named,
-    names_that_mean_something_to_the_parser_are_refused,
-    a_long_list_of_faults_is_cut_short,
-    a_request_that_is_given_up_holds_nothing,
-    ids_have_limits,
-    all_faults_of_a_report_at_once,
-    a_broken_table_shows_the_client_nothing_and_the_log_everything,
-    a_panic_is_answered,
-    a_database_that_is_gone_is_said_to_be_unavailable,
-    request_ids_are_taken_or_made_and_returned,
-];
-
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_route_has_the_path() {
     let app = TestApp::start().await;
-    for path in
-        ["/", "/nope", "/v1", "/v1/agents//tasks", "/v1/tasks/a/b", "/v1/tasks/%FF", "/docs/nope", "//x/"]
-    {
+    for path in [
+        "/",
+        "/nope",
+        "/v1",
+        "/v1/agents//tasks",
+        "/v1/tasks/a/b",
+        "/v1/tasks/%FF",
+        "/docs/nope",
+        "//x/",
+    ] {
         let answer = app.get(path).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         assert_eq!(answer.json(), json!({ "detail": "Not Found" }), "{path}");
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_route_has_the_method() {
     let app = TestApp::start().await;
     for (method, path, allowed) in [
@@ -59,6 +51,7 @@ async fn no_route_has_the_method() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slash_too_many_is_redirected() {
     let app = TestApp::start().await;
     let answer = app.get("/v1/agents/a%2Fb/tasks/?page=2").await;
@@ -67,6 +60,7 @@ async fn a_slash_too_many_is_redirected() {
     assert_eq!(answer.text, "");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_is_too_large() {
     let app = TestApp::start().await;
     let largest = 4 << 20;
@@ -76,13 +70,17 @@ async fn a_body_that_is_too_large() {
         let answer = app.invoke("a", json!({ "id": "t", "input": { "text": text } })).await;
         assert_eq!(answer.status, status);
         if status == StatusCode::PAYLOAD_TOO_LARGE {
-            assert_eq!(answer.json(), json!({ "detail": "The request body has more than 4194304 bytes" }));
+            assert_eq!(
+                answer.json(),
+                json!({ "detail": "The request body has more than 4194304 bytes" })
+            );
         }
     }
     // It is a title too, and lists still work.
     assert_eq!(app.get("/v1/agents/a/tasks").await.ok()["total"], 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_field_that_cannot_be_stored_is_named() {
     let app = TestApp::start().await;
     let body = json!({
@@ -122,11 +120,14 @@ async fn a_field_that_cannot_be_stored_is_named() {
 }
 
 /// `serde_json` tells itself about numbers and raw text by such names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_mean_something_to_the_parser_are_refused() {
     let app = TestApp::start().await;
-    for name in
-        ["$serde_json::private::RawValue", "$serde_json::private::Number", "\\u0024serde_json::private::X"]
-    {
+    for name in [
+        "$serde_json::private::RawValue",
+        "$serde_json::private::Number",
+        "\\u0024serde_json::private::X",
+    ] {
         let body = format!(r#"{{"input":{{}},"payload_extension":{{"a":{{"{name}":"12"}}}}}}"#);
         let request = Request::post("/v1/agents/a/invoke/async")
             .header("x-api-key", &app.key)
@@ -148,6 +149,7 @@ async fn names_that_mean_something_to_the_parser_are_refused() {
     assert_eq!(app.get("/v1/tasks/deep").await.status, StatusCode::OK);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_list_of_faults_is_cut_short() {
     let app = TestApp::start().await;
     let answer = app.invoke("a", json!({ "input": { "files": vec![1; 100_000] }, "id": 5 })).await;
@@ -156,6 +158,7 @@ async fn a_long_list_of_faults_is_cut_short() {
 }
 
 /// A client that goes away while its report waits for a lock leaves no lock behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_given_up_holds_nothing() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
@@ -166,8 +169,12 @@ async fn a_request_that_is_given_up_holds_nothing() {
     {
         let report = app.report("t", json!({ "status": "completed" }));
         let is_waiting = async {
-            while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.expect("a count") == 0 {
-            }
+            while sqlx::query_scalar::<_, i64>(waiting)
+                .fetch_one(&mut watcher)
+                .await
+                .expect("a count")
+                == 0
+            {}
         };
         tokio::select! {
             answer = report => panic!("it does not wait: {}", answer.text),
@@ -177,9 +184,13 @@ async fn a_request_that_is_given_up_holds_nothing() {
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlocked");
     let started = std::time::Instant::now();
     assert_eq!(app.invoke("a", json!({ "id": "t", "input": {} })).await.ok()["status"], "pending");
-    assert!(started.elapsed() < std::time::Duration::from_secs(10), "the lock was held until a timeout");
+    assert!(
+        started.elapsed() < std::time::Duration::from_secs(10),
+        "the lock was held until a timeout"
+    );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_have_limits() {
     let app = TestApp::start().await;
     let invoke = async |id: &str| app.invoke("a", json!({ "id": id, "input": {} })).await;
@@ -227,41 +238,58 @@ async fn ids_have_limits() {
     assert_eq!(app.get(&format!("/v1/agents/{encoded}/tasks")).await.ok()["total"], 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_faults_of_a_report_at_once() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     let before = app.get("/v1/tasks/t").await.ok();
-    let body =
-        json!({ "result": { "a": 1 }, "status": "running", "internal_status": "x".repeat(256), "title": 5 });
+    let body = json!({ "result": { "a": 1 }, "status": "running", "internal_status": "x".repeat(256), "title": 5 });
     let answer = app.report("t", body).await;
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
     let detail = answer.json()["detail"].clone();
-    let kinds: Vec<_> = detail.as_array().expect("faults").iter().map(|fault| &fault["type"]).collect();
+    let kinds: Vec<_> =
+        detail.as_array().expect("faults").iter().map(|fault| &fault["type"]).collect();
     assert_eq!(kinds, ["enum", "string_type", "string_too_long", "string_type"]);
     assert_eq!(app.get("/v1/tasks/t").await.ok(), before);
     // What would come back with the task must be what official clients can read.
     for (body, loc) in [
         (json!({ "tokens": { "total_tokens": 2.5 } }), json!(["body", "tokens", "total_tokens"])),
-        (json!({ "hitl_request": { "wait_node_id": 5 } }), json!(["body", "hitl_request", "wait_node_id"])),
+        (
+            json!({ "hitl_request": { "wait_node_id": 5 } }),
+            json!(["body", "hitl_request", "wait_node_id"]),
+        ),
         (
             json!({ "pending_eca_request": { "connector_name": "c" } }),
             json!(["body", "pending_eca_request", "auth_url"]),
         ),
-        (json!({ "deep_planning": { "enabled": "x" } }), json!(["body", "deep_planning", "enabled"])),
-        (json!({ "deep_planning": { "tasks": [null] } }), json!(["body", "deep_planning", "tasks", 0])),
+        (
+            json!({ "deep_planning": { "enabled": "x" } }),
+            json!(["body", "deep_planning", "enabled"]),
+        ),
+        (
+            json!({ "deep_planning": { "tasks": [null] } }),
+            json!(["body", "deep_planning", "tasks", 0]),
+        ),
     ] {
         let answer = app.report("t", body).await;
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(answer.json()["detail"][0]["loc"], loc);
     }
-    let plan = json!({ "enabled": true, "tasks": [{ "id": "1", "title": "one", "completed": false }] });
+    let plan =
+        json!({ "enabled": true, "tasks": [{ "id": "1", "title": "one", "completed": false }] });
     let asked = json!({ "status": "paused", "deep_planning": plan, "hitl_request": { "wait_node_id": "n" } });
     let paused = app.report("t", asked).await.ok();
-    assert_eq!((&paused["deep_planning"], &paused["hitl_request"]["wait_node_id"]), (&plan, &json!("n")));
+    assert_eq!(
+        (&paused["deep_planning"], &paused["hitl_request"]["wait_node_id"]),
+        (&plan, &json!("n"))
+    );
     let resumed = app.report("t", json!({ "status": "executing" })).await.ok();
     assert_eq!(resumed["hitl_request"], Value::Null, "who goes on waits for nothing");
     for body in [json!([]), json!(null), json!("x")] {
-        assert_eq!(app.report("t", body).await.json()["detail"][0]["type"], "model_attributes_type");
+        assert_eq!(
+            app.report("t", body).await.json()["detail"][0]["type"],
+            "model_attributes_type"
+        );
     }
 }
 
@@ -296,12 +324,14 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_table_shows_the_client_nothing_and_the_log_everything() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     cluster::execute(&app.database, "ALTER TABLE tasks RENAME COLUMN title TO sabotaged").await;
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(log.clone()).finish();
+    let subscriber =
+        tracing_subscriber::fmt().json().flatten_event(true).with_writer(log.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     for (method, path, body) in [
         ("GET", "/v1/agents/a/tasks", None),
@@ -317,33 +347,45 @@ async fn a_broken_table_shows_the_client_nothing_and_the_log_everything() {
         let ours: Vec<_> = lines.iter().filter(|line| line["request_id"] == id).collect();
         assert_eq!(ours.len(), 1, "logged once: {ours:?}");
         assert_eq!(ours[0]["level"], "ERROR");
-        assert!(ours[0]["error"].as_str().is_some_and(|text| text.contains("title")), "{}", ours[0]);
+        assert!(
+            ours[0]["error"].as_str().is_some_and(|text| text.contains("title")),
+            "{}",
+            ours[0]
+        );
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_is_answered() {
     let app = TestApp::start().await;
     let router = router(app.store.clone(), Clock::new(|| panic!("the clock stopped")));
-    let request = Request::get("/v1/agents/a/tasks").header("x-api-key", &app.key).body(Body::empty());
+    let request =
+        Request::get("/v1/agents/a/tasks").header("x-api-key", &app.key).body(Body::empty());
     let response = router.oneshot(request.expect("a request")).await.expect("infallible");
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let body = axum::body::to_bytes(response.into_body(), 1000).await.expect("a body");
     assert_eq!(body, r#"{"detail":"Internal Server Error"}"#);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_gone_is_said_to_be_unavailable() {
     let directory = cluster::world_readable_directory();
-    let options = Options { directory: directory.path().join("cluster"), binaries: None, durable: false };
+    let options = EmbeddedOptions {
+        directory: directory.path().join("cluster"),
+        binaries: None,
+        durable: false,
+    };
     let server = Embedded::start(&options).await.expect("it starts");
     let url = DatabaseUrl::parse(&server.database_url("postgres")).expect("a URL");
     store::migrate(&url).await.expect("migrations");
-    let store = Store::new(&url, 2);
-    let key = Secret::parse("test-key-of-the-default-organisation").expect("a key");
+    let store = Store::new(&url, 2, &Limits::default());
+    let key = ApiKeySecret::parse("test-key-of-the-default-organization").expect("a key");
     store.bootstrap(Some(&key), Clock::system().now()).await.expect("a first start");
     let router = router(store, Clock::system());
     let get = async |path: &str| {
         let request = Request::get(path).header("x-api-key", key.expose()).body(Body::empty());
-        let response = router.clone().oneshot(request.expect("a request")).await.expect("infallible");
+        let response =
+            router.clone().oneshot(request.expect("a request")).await.expect("infallible");
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, 1000).await.expect("a body");
         (parts.status, parts.headers, serde_json::from_slice::<Value>(&body).expect("JSON"))
@@ -369,11 +411,15 @@ async fn a_database_that_is_gone_is_said_to_be_unavailable() {
     server.stop().await.expect("it stops");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn request_ids_are_taken_or_made_and_returned() {
     let app = TestApp::start().await;
     let with_id = async |id: &str| {
         let request = Request::get("/health").header("x-request-id", id).body(Body::empty());
-        app.send(request.expect("a request")).await.headers["x-request-id"].to_str().expect("text").to_owned()
+        app.send(request.expect("a request")).await.headers["x-request-id"]
+            .to_str()
+            .expect("text")
+            .to_owned()
     };
     assert_eq!(with_id("caller-1").await, "caller-1");
     for unusable in ["", "has a space", &"x".repeat(129)] {

@@ -1,92 +1,28 @@
 //! Live events.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use futures_util::StreamExt;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use task_history::domain::Clock;
+use task_history::domain::{Clock, Limits};
 use task_history::store::{DatabaseUrl, Store};
-use tower::ServiceExt;
 
-use crate::cluster;
-use crate::harness::{self, TestApp, tests};
-
-tests![
-    an_invocation_is_followed_to_its_end,
-    a_task_that_has_ended_says_so_and_closes,
-    another_instance_s_writes_are_heard,
-    nothing_is_written_where_nobody_watches,
-    two_hundred_streams_see_their_own_events_in_order,
-    a_lost_listener_catches_up,
-    a_reader_that_does_not_read_is_dropped,
-    what_runners_push_is_in_the_activity_log,
-];
-
-/// A stream of server-sent events.
-struct Events {
-    body: BodyDataStream,
-    buffer: String,
-}
-
-impl Events {
-    async fn open(router: &axum::Router, request: Request<Body>) -> Self {
-        let response = router.clone().oneshot(request).await.expect("infallible");
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Self { body: response.into_body().into_data_stream(), buffer: String::new() }
-    }
-
-    async fn of_task(app: &TestApp, id: &str) -> Self {
-        Self::of_task_at(app, &app.router, id).await
-    }
-
-    async fn of_task_at(app: &TestApp, router: &axum::Router, id: &str) -> Self {
-        let request = Request::get(format!("/agent-execution/{id}/events")).header("x-api-key", &app.key);
-        Self::open(router, request.body(Body::empty()).expect("a request")).await
-    }
-
-    /// The next event, or `None` where the stream has been closed.
-    async fn next(&mut self) -> Option<Value> {
-        let find = async {
-            loop {
-                if let Some(end) = self.buffer.find("\n\n") {
-                    let event: String = self.buffer.drain(..end + 2).collect();
-                    let data =
-                        event.strip_prefix("data: ").map(|data| serde_json::from_str(data).expect(data));
-                    if data.is_some() {
-                        return data;
-                    }
-                    continue;
-                }
-                let bytes = self.body.next().await?.expect("a body");
-                self.buffer += std::str::from_utf8(&bytes).expect("UTF-8");
-            }
-        };
-        tokio::time::timeout(crate::process::PATIENCE, find).await.expect("an event comes")
-    }
-
-    /// All events to the end, as `type status`.
-    async fn rest(&mut self) -> Vec<String> {
-        let mut seen = Vec::new();
-        while let Some(event) = self.next().await {
-            let shown =
-                event["data"]["status"].as_str().map_or_else(|| event["data"].to_string(), str::to_owned);
-            seen.push(format!("{} {shown}", event["type"].as_str().expect("a type")));
-        }
-        seen
-    }
-}
+use crate::support::cluster;
+use crate::support::sse_client::SseClient;
+use crate::support::test_app::{self, TestApp};
 
 async fn push(app: &TestApp, id: &str, kind: &str, data: Value) {
     let body = json!([{ "type": kind, "task_id": id, "organization_id": "x", "time": "2026-01-01T00:00:00Z", "data": data }]);
-    let answer = app.request("POST", &format!("/agent-execution/{id}/events/push"), Some(body)).await;
+    let answer =
+        app.request("POST", &format!("/agent-execution/{id}/events/push"), Some(body)).await;
     assert_eq!(answer.ok(), json!({ "accepted": 1 }));
 }
 
 /// The contract's example: each event in its envelope, in the documented order, for a new thread and for a follow-up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invocation_is_followed_to_its_end() {
     let app = TestApp::start().await;
     for text in ["hello", "and again"] {
@@ -95,7 +31,7 @@ async fn an_invocation_is_followed_to_its_end() {
             .header("x-api-key", &app.key)
             .header("content-type", "application/json")
             .body(Body::from(body));
-        let mut events = Events::open(&app.router, request.expect("a request")).await;
+        let mut events = SseClient::open(&app.router, request.expect("a request")).await;
         let task = app.get("/v1/tasks/t").await.ok();
         let envelope = |kind: &str, data: &Value| {
             json!({
@@ -122,31 +58,34 @@ async fn an_invocation_is_followed_to_its_end() {
             push(&app, "t", kind, data.clone()).await;
             assert_eq!(events.next().await, Some(envelope(kind, data)));
         }
-        let finished = app.report("t", json!({ "status": "completed", "result": "Hello" })).await.ok();
+        let finished =
+            app.report("t", json!({ "status": "completed", "result": "Hello" })).await.ok();
         app.report("t", json!({ "internal_status": "afterwards" })).await.ok();
         assert_eq!(events.next().await, Some(envelope("task_finished", &finished)));
         assert_eq!(events.next().await, None);
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_has_ended_says_so_and_closes() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     app.request("POST", "/v1/tasks/t/stop", None).await.ok();
-    assert_eq!(Events::of_task(&app, "t").await.rest().await, ["task_finished stopped"]);
+    assert_eq!(SseClient::follow(&app, "t").await.rest().await, ["task_finished stopped"]);
     assert_eq!(app.get("/agent-execution/unknown/events").await.status, StatusCode::NOT_FOUND);
 }
 
 /// Another instance of the service on the same database.
 fn another_instance(app: &TestApp) -> axum::Router {
     let url = DatabaseUrl::parse(&cluster::url_of(&app.database)).expect("a URL");
-    harness::router(Store::new(&url, 2), Clock::system())
+    test_app::router(Store::new(&url, 2, &Limits::default()), Clock::system())
 }
 
-async fn another_instance_s_writes_are_heard() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_writes_of_another_instance_are_heard() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
-    let mut events = Events::of_task_at(&app, &another_instance(&app), "t").await;
+    let mut events = SseClient::follow_at(&app, &another_instance(&app), "t").await;
     assert_eq!(events.next().await.expect("an event")["type"], "task_created");
     app.report("t", json!({ "status": "executing" })).await.ok();
     app.invoke("a", json!({ "id": "t", "input": { "text": "next" } })).await.ok();
@@ -157,6 +96,7 @@ async fn another_instance_s_writes_are_heard() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_where_nobody_watches() {
     let app = TestApp::start().await;
     let written = async || {
@@ -167,7 +107,7 @@ async fn nothing_is_written_where_nobody_watches() {
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     app.report("t", json!({ "status": "executing" })).await.ok();
     assert_eq!(written().await, 0);
-    let mut events = Events::of_task(&app, "t").await;
+    let mut events = SseClient::follow(&app, "t").await;
     events.next().await.expect("an event");
     app.report("t", json!({ "status": "paused" })).await.ok();
     assert_eq!(written().await, 1);
@@ -183,14 +123,17 @@ async fn nobody_watches(app: &TestApp) {
     let mut connection = cluster::connect(&app.database).await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    while sqlx::query_scalar::<_, i64>(locks).fetch_one(&mut connection).await.expect("a count") > 0 {}
+    while sqlx::query_scalar::<_, i64>(locks).fetch_one(&mut connection).await.expect("a count") > 0
+    {
+    }
 }
 
 /// What waits for a reader is bounded: it gets what was waiting, and then an end that is none of the task's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_is_dropped() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
-    let mut events = Events::of_task(&app, "t").await;
+    let mut events = SseClient::follow(&app, "t").await;
     for n in 0..40 {
         push(&app, "t", "chunk", json!(n.to_string())).await;
     }
@@ -203,6 +146,7 @@ async fn a_reader_that_does_not_read_is_dropped() {
     assert!((16..40).contains(&seen.len()), "{} events were kept", seen.len());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_streams_see_their_own_events_in_order() {
     const STREAMS: usize = 200;
     let app = TestApp::start().await;
@@ -210,7 +154,7 @@ async fn two_hundred_streams_see_their_own_events_in_order() {
     for id in &ids {
         app.invoke("a", json!({ "id": id, "input": {} })).await.ok();
     }
-    let streams = join_all(ids.iter().map(|id| Events::of_task(&app, id))).await;
+    let streams = join_all(ids.iter().map(|id| SseClient::follow(&app, id))).await;
     let follow = join_all(streams.into_iter().map(async |mut events| {
         let mut seen = Vec::new();
         while let Some(event) = events.next().await {
@@ -246,10 +190,11 @@ async fn two_hundred_streams_see_their_own_events_in_order() {
     assert_eq!(by_task.len(), STREAMS);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_listener_catches_up() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
-    let mut events = Events::of_task_at(&app, &another_instance(&app), "t").await;
+    let mut events = SseClient::follow_at(&app, &another_instance(&app), "t").await;
     events.next().await.expect("an event");
     // The listening connection is ended; so are idle ones, which are replaced as they are needed.
     cluster::execute(
@@ -263,11 +208,13 @@ async fn a_lost_listener_catches_up() {
     assert_eq!(events.rest().await, ["task_finished completed"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_runners_push_is_in_the_activity_log() {
     let app = TestApp::start().await;
     let user = json!({ "id": "u1", "email": "u1@example.com" });
     app.invoke("a", json!({ "id": "t", "input": { "text": "one", "user": user } })).await.ok();
-    push(&app, "t", "tool_call_request", json!({ "tool_name": "search", "payload": { "q": 1 } })).await;
+    push(&app, "t", "tool_call_request", json!({ "tool_name": "search", "payload": { "q": 1 } }))
+        .await;
     let state = json!([{ "type": "task_finished", "data": { "status": "completed" } }]);
     let ignored = app.request("POST", "/agent-execution/t/events/push", Some(state)).await.ok();
     assert_eq!(ignored, json!({ "accepted": 0 }), "only reports change a task's state");
@@ -291,9 +238,32 @@ async fn what_runners_push_is_in_the_activity_log() {
     );
     assert_eq!(messages[1]["tool_name"], "search");
     assert_eq!(messages[2]["content"], json!({ "text": "first", "files": [] }));
-    for bad in [json!({}), json!([{}]), json!([{ "type": 5 }]), json!([{ "type": "x", "data": "\0" }])] {
+    for bad in
+        [json!({}), json!([{}]), json!([{ "type": 5 }]), json!([{ "type": "x", "data": "\0" }])]
+    {
         let answer = app.request("POST", "/agent-execution/t/events/push", Some(bad)).await;
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
     }
     assert_eq!(app.get("/activity/a/unknown").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_stops_ends_streams_and_waiting_invocations() {
+    let limits = Limits { invoke_timeout: Duration::from_mins(5), ..Limits::default() };
+    let app = TestApp::start_with(limits).await;
+    app.invoke("a", json!({ "id": "followed", "input": {} })).await.ok();
+    let mut events = SseClient::follow(&app, "followed").await;
+    assert_eq!(events.next().await.expect("an event")["type"], "task_created");
+    let body = json!({ "id": "awaited", "input": {} });
+    let invocation = app.request("POST", "/v1/agents/a/invoke", Some(body));
+    let stop = async {
+        // The invocation waits once its task is there.
+        let mut connection = cluster::connect(&app.database).await;
+        let recorded = "SELECT count(*) FROM tasks WHERE id = 'awaited'";
+        cluster::until_count(&mut connection, recorded, |count| count == 1).await;
+        app.stopping.cancel();
+    };
+    let (answer, ()) = futures_util::future::join(invocation, stop).await;
+    assert_eq!(answer.ok()["status"], "pending");
+    assert_eq!(events.next().await, None);
 }

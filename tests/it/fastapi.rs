@@ -7,9 +7,7 @@ use axum::http::Request;
 use base64::Engine;
 use serde_json::Value;
 
-use crate::harness::{TestApp, tests};
-
-tests![same_status_and_same_detail];
+use crate::support::test_app::TestApp;
 
 /// Where this service knowingly answers otherwise, and why.
 const DIFFERENT: &[(&str, &str)] = &[
@@ -33,6 +31,7 @@ const DIFFERENT: &[(&str, &str)] = &[
     ("bytes_utf-32", "JSON is UTF-8 (RFC 8259, 8.1)"),
 ];
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn same_status_and_same_detail() {
     let app = TestApp::start().await;
     let table = include_str!("contract/fastapi_answers.json");
@@ -50,7 +49,13 @@ async fn same_status_and_same_detail() {
             (Some(difference), None) => failures.push(format!("{name}: {difference}")),
         }
     }
-    assert!(failures.is_empty(), "{} of {} differ\n{}", failures.len(), cases.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} differ\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
     for (prefix, reason) in DIFFERENT {
         assert!(excused.contains(prefix), "no case called {prefix}… differs, although {reason}");
     }
@@ -59,8 +64,10 @@ async fn same_status_and_same_detail() {
 /// The difference, if there is one.
 async fn compare(app: &TestApp, case: &Value) -> Option<String> {
     let text = |key: &str| case.get(key).and_then(Value::as_str);
-    let mut request =
-        Request::builder().method(text("method")?).uri(text("target")?).header("x-api-key", &app.key);
+    let mut request = Request::builder()
+        .method(text("method")?)
+        .uri(text("target")?)
+        .header("x-api-key", &app.key);
     if let Some(content_type) = text("content_type") {
         request = request.header("content-type", content_type);
     }
@@ -78,16 +85,26 @@ async fn compare(app: &TestApp, case: &Value) -> Option<String> {
     let expected = &case["answer"];
     let shown = |text: String| text.chars().take(400).collect::<String>();
     if u64::from(answer.status.as_u16()) != case["status"].as_u64().expect("a status") {
-        return Some(format!("{} instead of {}: {}", answer.status, case["status"], shown(answer.text)));
+        return Some(format!(
+            "{} instead of {}: {}",
+            answer.status,
+            case["status"],
+            shown(answer.text)
+        ));
     }
     let actual = answer.json();
     let same = if answer.status.is_success() {
-        expected.is_null() || ["page", "per_page"].iter().all(|key| same(&actual[key], &expected[key]))
+        expected.is_null()
+            || ["page", "per_page"].iter().all(|key| same(&actual[key], &expected[key]))
     } else {
         same(&actual, expected)
     };
     (!same).then(|| {
-        format!("\n  FastAPI  {}\n  here     {}", shown(expected.to_string()), shown(actual.to_string()))
+        format!(
+            "\n  FastAPI  {}\n  here     {}",
+            shown(expected.to_string()),
+            shown(actual.to_string())
+        )
     })
 }
 
@@ -97,10 +114,13 @@ fn same(a: &Value, b: &Value) -> bool {
         (Value::Number(a), Value::Number(b)) => {
             let (a, b) = (a.to_string(), b.to_string());
             // Long integers are compared digit by digit.
-            let as_floats = a.contains(['.', 'e', 'E']) || b.contains(['.', 'e', 'E']) || a.len() < 16;
+            let as_floats =
+                a.contains(['.', 'e', 'E']) || b.contains(['.', 'e', 'E']) || a.len() < 16;
             a == b || (as_floats && a.parse::<f64>().ok() == b.parse().ok())
         }
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
         (Value::Object(a), Value::Object(b)) => {
             a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
         }

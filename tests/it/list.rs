@@ -5,34 +5,22 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use task_history::domain::{
-    AgentId, Input, Invocation, Label, OrganizationId, PageRequest, Position, Report, Request, Status,
-    TaskFilter, TaskId, TaskSummary, UserId, Word,
+    AgentId, Input, Invocation, InvocationOptions, OrganizationId, PageRequest, PageStart, Report,
+    ShortText, Status, TaskFilter, TaskId, TaskSummary, UserId, WireEnum,
 };
 
-use task_history::store::{DatabaseUrl, Store};
+use task_history::store::Store;
 
-use crate::cluster;
-use crate::harness::{Answer, TestApp, tests};
+use crate::support::cluster;
+use crate::support::test_app::{Answer, TestApp, single_connection_store};
 
-tests![
-    items_have_the_contracts_keys_in_its_order,
-    newest_first_and_then_by_id,
-    pages_are_counted_after_filters,
-    a_page_past_the_end_is_empty,
-    each_filter_alone_and_together,
-    what_cannot_be_stored_matches_nothing,
-    timestamps_are_written_as_pydantic_writes_them,
-    another_organization_sees_nothing,
-    every_page_of_every_filter_agrees_with_the_rule,
-    links_lead_through_a_list_that_changes,
-    links_keep_the_filter,
-];
-
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn items_have_the_contracts_keys_in_its_order() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": { "text": "hello" } })).await.ok();
     let page = app.get("/v1/agents/a/tasks").await;
-    let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    let keys =
+        |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&page.ok()), ["items", "total", "page", "per_page", "total_pages"]);
     assert_eq!(
         keys(&page.ok()["items"][0]),
@@ -58,6 +46,7 @@ fn ids(page: &Value) -> Vec<String> {
     items.iter().map(|item| item["id"].as_str().expect("an id").to_owned()).collect()
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn newest_first_and_then_by_id() {
     let app = TestApp::start().await;
     for id in ["b", "Z", "ä", "a"] {
@@ -71,6 +60,7 @@ async fn newest_first_and_then_by_id() {
     assert_eq!(ids(&app.get("/v1/agents/a/tasks").await.ok()), ["later", "ä", "b", "a", "Z"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_are_counted_after_filters() {
     let app = TestApp::start().await;
     for n in 0..7 {
@@ -89,6 +79,7 @@ async fn pages_are_counted_after_filters() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_past_the_end_is_empty() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "input": {} })).await.ok();
@@ -102,13 +93,18 @@ async fn a_page_past_the_end_is_empty() {
     }
     // What is newer than a range comes on top of what is skipped.
     for page in ["7", "9223372036854775807"] {
-        let answer = app.get(&format!("/v1/tasks?to_date=2026-03-22&page={page}&per_page=50")).await.ok();
+        let answer =
+            app.get(&format!("/v1/tasks?to_date=2026-03-22&page={page}&per_page=50")).await.ok();
         assert_eq!((&answer["items"], &answer["total"]), (&json!([]), &json!(0)), "{page}");
     }
     let none = app.get("/v1/agents/nobody/tasks").await.ok();
-    assert_eq!(none, json!({ "items": [], "total": 0, "page": 1, "per_page": 20, "total_pages": 0 }));
+    assert_eq!(
+        none,
+        json!({ "items": [], "total": 0, "page": 1, "per_page": 20, "total_pages": 0 })
+    );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_filter_alone_and_together() {
     let app = TestApp::start().await;
     app.invoke(
@@ -154,6 +150,7 @@ async fn each_filter_alone_and_together() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_stored_matches_nothing() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "input": {} })).await.ok();
@@ -170,6 +167,7 @@ async fn what_cannot_be_stored_matches_nothing() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn timestamps_are_written_as_pydantic_writes_them() {
     let app = TestApp::start().await;
     for (advance, written) in [
@@ -183,6 +181,7 @@ async fn timestamps_are_written_as_pydantic_writes_them() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_organization_sees_nothing() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
@@ -190,7 +189,10 @@ async fn another_organization_sees_nothing() {
     assert_eq!(app.request_as(&other, "GET", "/v1/agents/a/tasks", None).await.ok()["total"], 0);
     assert_eq!(app.request_as(&other, "GET", "/v1/tasks/t", None).await.status, 404);
     let report = Some(json!({ "status": "stopped" }));
-    assert_eq!(app.request_as(&other, "PATCH", "/agent-execution/t/update", report).await.status, 404);
+    assert_eq!(
+        app.request_as(&other, "PATCH", "/agent-execution/t/update", report).await.status,
+        404
+    );
     assert_eq!(app.get("/v1/tasks/t").await.ok()["status"], "pending");
 }
 
@@ -205,6 +207,7 @@ fn link(answer: &Answer, relation: &str) -> Option<String> {
 }
 
 /// A walk by `next` meets each task that was there at its start once, whatever is recorded and deleted meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_lead_through_a_list_that_changes() {
     let app = TestApp::start().await;
     for n in 0..25 {
@@ -236,6 +239,7 @@ async fn links_lead_through_a_list_that_changes() {
     assert_eq!(seen, expected);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_keep_the_filter() {
     let app = TestApp::start().await;
     for n in 0..5 {
@@ -264,7 +268,8 @@ async fn links_keep_the_filter() {
 }
 
 /// Walks every page of many filters and compares with `TaskFilter::matches`: rows with equal times, missing values,
-/// several agents and two organisations.
+/// several agents and two organizations.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_page_of_every_filter_agrees_with_the_rule() {
     let app = TestApp::start().await;
     let (_, other) = app.other_organization().await;
@@ -279,19 +284,24 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
         let organization = if random.random_ratio(1, 4) { other } else { app.organization };
         all.push(record_random_task(&app, organization, n, &mut random).await);
     }
-    let mine: Vec<_> = all.iter().filter(|task| task.organization_id == app.organization).cloned().collect();
+    let mine: Vec<_> =
+        all.iter().filter(|task| task.organization_id == app.organization).cloned().collect();
     // Rows must not come in the right order by the grace of an index that happens to be read.
     for setting in ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"] {
-        cluster::execute(&app.database, &format!("ALTER DATABASE {} SET {setting} = off", app.database))
-            .await;
+        cluster::execute(
+            &app.database,
+            &format!("ALTER DATABASE {} SET {setting} = off", app.database),
+        )
+        .await;
     }
-    let store = Store::new(&DatabaseUrl::parse(&cluster::url_of(&app.database)).expect("a URL"), 1);
+    let store = single_connection_store(&app.database);
     let times: std::collections::HashSet<_> = mine.iter().map(|task| task.created_at).collect();
     assert!(times.len() * 2 < mine.len(), "most times are shared");
 
     let mut walked = 0;
     for filter in filters(&all.iter().map(|task| task.created_at).collect::<Vec<_>>()) {
-        let mut expected: Vec<_> = mine.iter().filter(|task| filter.matches(task)).cloned().collect();
+        let mut expected: Vec<_> =
+            mine.iter().filter(|task| filter.matches(task)).cloned().collect();
         expected.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         walked += usize::from(!expected.is_empty());
         let per_page = [1, 7, 20, 50][random.random_range(0..4)];
@@ -309,7 +319,8 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
             }
         }
         assert_eq!(seen, expected, "{filter:?}, {per_page} a page");
-        let (forth, back) = walk_by_cursors(&store, app.organization, &filter, expected.len()).await;
+        let (forth, back) =
+            walk_by_cursors(&store, app.organization, &filter, expected.len()).await;
         assert_eq!(forth, expected, "{filter:?}, by cursors");
         assert_eq!(back, expected, "{filter:?}, by cursors and back");
     }
@@ -325,18 +336,18 @@ async fn walk_by_cursors(
 ) -> (Vec<TaskSummary>, Vec<TaskSummary>) {
     let first = PageRequest::new(1, 30).expect("in range");
     let read = async |position| {
-        let request = first.clone().at(position);
+        let request = first.clone().starting_at(position);
         store.list_tasks(organization, filter, &request).await.expect("a page")
     };
-    let mut page = read(Position::Number).await;
+    let mut page = read(PageStart::FromNumber).await;
     let mut forth = page.items.clone();
     while let Some(next) = page.next.filter(|_| forth.len() <= count) {
-        page = read(Position::After(next)).await;
+        page = read(PageStart::After(next)).await;
         forth.extend(page.items.iter().cloned());
     }
     let mut back = page.items;
     while let Some(previous) = page.previous.filter(|_| back.len() <= count) {
-        page = read(Position::Before(previous)).await;
+        page = read(PageStart::Before(previous)).await;
         back.splice(0..0, page.items);
     }
     (forth, back)
@@ -362,25 +373,34 @@ async fn record_random_task(
             attachments: Vec::new(),
             principal: None,
         },
-        request: Request::default(),
+        options: InvocationOptions::default(),
         user_id: pick(&["", "u1", "u2", "a1"]).map(|id| UserId::parse(id).expect("an id")),
         parent_task_id: pick(&["", "", "p1", "p2"]).map(|id| TaskId::parse(id).expect("an id")),
         triggering_agent_id: pick(&["", "a1", "a2"]).map(|id| AgentId::parse(id).expect("an id")),
-        source: Label::parse("api").expect("a label"),
+        source: ShortText::parse("api").expect("a label"),
     };
     let report = Report {
         status: Some(
-            Status::ALL
-                [usize::from(pick(&["0", "1", "5", "5", "5", "6"]).expect("one").as_bytes()[0] - b'0')],
+            Status::ALL[usize::from(
+                pick(&["0", "1", "5", "5", "5", "6"]).expect("one").as_bytes()[0] - b'0',
+            )],
         ),
-        internal_status: pick(&["", "", "done", "u1"]).map(|text| Label::parse(text).expect("a label")),
+        internal_status: pick(&["", "", "done", "u1"])
+            .map(|text| ShortText::parse(text).expect("a label")),
         ..Report::default()
     };
-    let recorded =
-        app.store.record_invocation(organization, invocation, app.now()).await.expect("a task").summary;
-    let reported =
-        app.store.record_report(organization, &recorded.id, report, app.now()).await.expect("a report");
-    reported.expect("the task").summary
+    let recorded = app
+        .store
+        .record_invocation(organization, invocation, app.now())
+        .await
+        .expect("a task")
+        .summary;
+    let reported = app
+        .store
+        .record_report(organization, &recorded.id, report, app.now())
+        .await
+        .expect("a report");
+    reported.summary
 }
 
 /// Every combination of a few values of each field, some of which nothing has.
@@ -388,7 +408,7 @@ fn filters(times: &[DateTime<Utc>]) -> Vec<TaskFilter> {
     let id = |text: &str| TaskId::parse(text).expect("an id");
     let agent = |text: &str| AgentId::parse(text).expect("an id");
     let user = |text: &str| UserId::parse(text).expect("an id");
-    let label = |text: &str| Label::parse(text).expect("a label");
+    let label = |text: &str| ShortText::parse(text).expect("a label");
     let mut filters = vec![TaskFilter::default()];
     let mut vary = |apply: &dyn Fn(&TaskFilter) -> Vec<TaskFilter>| {
         filters = filters.iter().flat_map(apply).collect();
@@ -403,7 +423,9 @@ fn filters(times: &[DateTime<Utc>]) -> Vec<TaskFilter> {
         values.map(|value| TaskFilter { user_id: value.map(parse), ..filter.clone() }).into()
     });
     vary(&|filter| {
-        [None, Some("p1")].map(|value| TaskFilter { parent_task_id: value.map(id), ..filter.clone() }).into()
+        [None, Some("p1")]
+            .map(|value| TaskFilter { parent_task_id: value.map(id), ..filter.clone() })
+            .into()
     });
     vary(&|filter| {
         [None, Some("a2")]

@@ -2,14 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::harness::{TestApp, tests};
-
-tests![
-    the_contract_holds_to_the_letter,
-    sibling_routes_differ_only_as_listed,
-    the_committed_document_is_current,
-    the_documentation_loads_nothing_foreign,
-];
+use crate::support::test_app::TestApp;
 
 /// The contract's document of an agent's list, with its prose left out. Never edited.
 const CONTRACT: &str = include_str!("contract/agent_tasks.openapi.json");
@@ -19,16 +12,20 @@ fn without_prose(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             // A property may be called `description` too; then its value is a schema.
-            let is_prose =
-                |key: &str, value: &Value| ["description", "summary"].contains(&key) && value.is_string();
+            let is_prose = |key: &str, value: &Value| {
+                ["description", "summary"].contains(&key) && value.is_string()
+            };
             let kept = fields.iter().filter(|(key, value)| !is_prose(key, value));
-            Value::Object(kept.map(|(key, value)| (key.clone(), without_prose(value))).collect::<Map<_, _>>())
+            Value::Object(
+                kept.map(|(key, value)| (key.clone(), without_prose(value))).collect::<Map<_, _>>(),
+            )
         }
         Value::Array(items) => Value::Array(items.iter().map(without_prose).collect()),
         other => other.clone(),
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_contract_holds_to_the_letter() {
     let app = TestApp::start().await;
     let ours = without_prose(&app.get("/openapi.json").await.ok());
@@ -128,6 +125,7 @@ const DIFFERENCES: &str = "
     + User-Output properties timezone
 ";
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sibling_routes_differ_only_as_listed() {
     let ours = without_prose(&task_history::api::openapi_document());
     let theirs = without_prose(&serde_json::from_str(SIBLINGS).expect("JSON"));
@@ -141,7 +139,8 @@ async fn sibling_routes_differ_only_as_listed() {
             compare(name, schema, &schemas[name], &mut differences);
         }
     }
-    let listed: Vec<_> = DIFFERENCES.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let listed: Vec<_> =
+        DIFFERENCES.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let (mut found, mut expected) = (differences.clone(), listed.clone());
     found.sort();
     expected.sort_unstable();
@@ -159,7 +158,9 @@ fn compare(place: &str, theirs: &Value, ours: &Value, differences: &mut Vec<Stri
         match value {
             Value::Object(fields) => Some(fields.clone()),
             Value::Array(items) => {
-                let named = items.iter().map(|item| Some((item["name"].as_str()?.to_owned(), item.clone())));
+                let named = items
+                    .iter()
+                    .map(|item| Some((item["name"].as_str()?.to_owned(), item.clone())));
                 named.collect()
             }
             _ => None,
@@ -181,6 +182,7 @@ fn compare(place: &str, theirs: &Value, ours: &Value, differences: &mut Vec<Stri
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_committed_document_is_current() {
     let document = task_history::api::openapi_document();
     let text = serde_json::to_string_pretty(&document).expect("JSON") + "\n";
@@ -196,7 +198,10 @@ async fn the_committed_document_is_current() {
     let mut ids = Vec::new();
     for operations in document["paths"].as_object().expect("paths").values() {
         for operation in operations.as_object().expect("operations").values() {
-            assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{operation}");
+            assert!(
+                operation["summary"].as_str().is_some_and(|text| !text.is_empty()),
+                "{operation}"
+            );
             ids.push(operation["operationId"].as_str().expect("an id").to_owned());
         }
     }
@@ -213,12 +218,15 @@ fn check_references(value: &Value, document: &Value) {
         assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
     }
     match value {
-        Value::Object(fields) => fields.values().for_each(|value| check_references(value, document)),
+        Value::Object(fields) => {
+            fields.values().for_each(|value| check_references(value, document));
+        }
         Value::Array(items) => items.iter().for_each(|value| check_references(value, document)),
         _ => {}
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documentation_loads_nothing_foreign() {
     let app = TestApp::start().await;
     assert_eq!(app.get("/docs").await.headers["location"], "/docs/");
@@ -226,7 +234,8 @@ async fn the_documentation_loads_nothing_foreign() {
     assert_eq!(page.status, 200);
     let mut sources = Vec::new();
     for attribute in ["src=\"", "href=\""] {
-        sources.extend(page.text.split(attribute).skip(1).filter_map(|rest| rest.split('"').next()));
+        sources
+            .extend(page.text.split(attribute).skip(1).filter_map(|rest| rest.split('"').next()));
     }
     assert!(sources.len() >= 3, "{}", page.text);
     for source in sources {

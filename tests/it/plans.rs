@@ -2,26 +2,28 @@
 //! turned off. It says what each index can do, needs no data, and does not change with the planner's mood.
 
 use serde_json::Value;
-use task_history::domain::{AgentId, Label, PageRequest, Status, TaskFilter, TaskId, UserId};
-use task_history::store::{DatabaseUrl, Store};
+use task_history::domain::{AgentId, PageRequest, ShortText, Status, TaskFilter, TaskId, UserId};
+use task_history::store::Store;
 
-use crate::cluster;
-use crate::harness::{TestApp, tests};
+use crate::support::cluster;
+use crate::support::test_app::{TestApp, single_connection_store};
 
-tests![each_filter_has_its_index, no_combination_of_filters_reads_the_table_to_count,];
-
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_filter_has_its_index() {
     let all = TaskFilter::default;
     let agent = || TaskFilter { agent_id: Some(AgentId::parse("a").expect("an id")), ..all() };
     let user = UserId::parse("u").expect("an id");
     let parent = TaskId::parse("p").expect("an id");
     let trigger = AgentId::parse("g").expect("an id");
-    let label = Label::parse("s").expect("a label");
+    let label = ShortText::parse("s").expect("a label");
     let time = "2026-01-01T00:00:00Z".parse().expect("a time");
     let by_parent = |filter| TaskFilter { parent_task_id: Some(parent.clone()), ..filter };
     let cases = [
         ("tasks_by_agent", agent()),
-        ("tasks_by_agent", TaskFilter { created_from: Some(time), created_to: Some(time), ..agent() }),
+        (
+            "tasks_by_agent",
+            TaskFilter { created_from: Some(time), created_to: Some(time), ..agent() },
+        ),
         ("tasks_by_agent_status", TaskFilter { statuses: vec![Status::Completed], ..agent() }),
         ("tasks_by_agent_user", TaskFilter { user_id: Some(user.clone()), ..agent() }),
         ("tasks_by_parent", by_parent(agent())),
@@ -29,7 +31,10 @@ async fn each_filter_has_its_index() {
             "tasks_by_agent_triggering_agent",
             TaskFilter { triggering_agent_id: Some(trigger.clone()), ..agent() },
         ),
-        ("tasks_by_agent_internal_status", TaskFilter { internal_status: Some(label.clone()), ..agent() }),
+        (
+            "tasks_by_agent_internal_status",
+            TaskFilter { internal_status: Some(label.clone()), ..agent() },
+        ),
         ("tasks_by_organization", all()),
         ("tasks_by_organization", TaskFilter { created_from: Some(time), ..all() }),
         ("tasks_by_organization", TaskFilter { created_to: Some(time), ..all() }),
@@ -58,7 +63,9 @@ async fn each_filter_has_its_index() {
                 let looks_at = (of_parent && filter.agent_id.is_some()).then_some("agent_id");
                 match looks_at {
                     None => assert_eq!(filtered, None, "{filter:?}: {plan:#}"),
-                    Some(column) => assert!(filtered.is_some_and(|text| text.contains(column)), "{plan:#}"),
+                    Some(column) => {
+                        assert!(filtered.is_some_and(|text| text.contains(column)), "{plan:#}");
+                    }
                 }
             }
             assert!(!plan.to_string().contains("\"Sort\""), "the index gives the order: {plan:#}");
@@ -68,6 +75,7 @@ async fn each_filter_has_its_index() {
 
 /// Whatever is asked for together, the tasks are counted in an index that has all of it, or not at all. The table has
 /// rows here, and has been vacuumed: on an empty one, fetching rows costs nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_combination_of_filters_reads_the_table_to_count() {
     let app = TestApp::start().await;
     let fill = format!(
@@ -93,11 +101,12 @@ async fn no_combination_of_filters_reads_the_table_to_count() {
             parent_task_id: has(2).then(|| TaskId::parse("p").expect("an id")),
             triggering_agent_id: has(3).then(|| AgentId::parse("g").expect("an id")),
             statuses: if has(4) { vec![Status::Completed] } else { Vec::new() },
-            internal_status: has(5).then(|| Label::parse("s").expect("a label")),
+            internal_status: has(5).then(|| ShortText::parse("s").expect("a label")),
             created_from: time.filter(|_| has(6)),
             created_to: None,
         };
-        let plan = store.explain_list_tasks(app.organization, &filter, &page).await.expect("a plan");
+        let plan =
+            store.explain_list_tasks(app.organization, &filter, &page).await.expect("a plan");
         let mut aggregates = Vec::new();
         collect(&plan, &|node| node["Node Type"] == "Aggregate", &mut aggregates);
         for aggregate in aggregates {
@@ -135,7 +144,7 @@ async fn restricted_store(database: &str) -> Store {
         cluster::execute(database, &format!("ALTER DATABASE {database} SET {setting} = off")).await;
     }
     // Settings of a database hold for connections made from now on.
-    Store::new(&DatabaseUrl::parse(&cluster::url_of(database)).expect("a URL"), 1)
+    single_connection_store(database)
 }
 
 fn collect_scans(node: &Value, scans: &mut Vec<Value>) {

@@ -1,9 +1,6 @@
 //! The README's session, pasted into a shell.
 
-use crate::harness::tests;
-use crate::process::{self, Home, KEY, text};
-
-tests![the_session_prints_what_it_says];
+use crate::support::program::{DataDirectory, KEY, run, text};
 
 /// A command of a `console` block, and what it prints.
 struct Step {
@@ -18,7 +15,9 @@ fn steps(readme: &str) -> Vec<Step> {
         let block = block.split("```").next().expect("a block ends");
         for line in block.lines() {
             match line.strip_prefix("$ ") {
-                Some(command) => steps.push(Step { command: command.to_owned(), printed: String::new() }),
+                Some(command) => {
+                    steps.push(Step { command: command.to_owned(), printed: String::new() });
+                }
                 None => steps.last_mut().expect("a command comes first").printed += line,
             }
         }
@@ -42,20 +41,25 @@ fn is_as_shown(text: &str, shown: &str) -> bool {
     rest.ends_with(last)
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_session_prints_what_it_says() {
     let readme = include_str!("../../README.md");
     let steps = steps(readme);
     assert!(steps.len() >= 8, "the README has {} steps", steps.len());
-    let setup = readme.lines().find(|line| line.starts_with("api() {")).expect("the README defines `api`");
+    let setup =
+        readme.lines().find(|line| line.starts_with("api() {")).expect("the README defines `api`");
 
-    let home = Home::new();
+    let home = DataDirectory::new();
     let service = home.serve().await;
     for step in &steps {
-        let script =
-            format!("KEY={KEY}\n{}\n{}", setup.replace("http://127.0.0.1:8080", &service.base), step.command);
+        let script = format!(
+            "KEY={KEY}\n{}\n{}",
+            setup.replace("http://127.0.0.1:8080", &service.base),
+            step.command
+        );
         let mut shell = tokio::process::Command::new("bash");
         shell.args(["-ec", &script]);
-        let output = process::run(shell).await;
+        let output = run(shell).await;
         assert!(output.status.success(), "{}: {}", step.command, text(&output.stderr));
         let printed = text(&output.stdout).trim_end();
         assert!(

@@ -4,26 +4,11 @@
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::cluster;
-use crate::harness::{TestApp, tests};
-
-tests![
-    the_documented_thread,
-    a_thread_shows_what_is_there,
-    a_full_thread_has_sub_tasks_to_any_depth,
-    circles_of_parents_end,
-    deleting_takes_sub_tasks_along_and_nothing_else,
-    stopping_is_idempotent,
-    the_organization_s_list_has_all_agents,
-    dates_are_read_as_pydantic_reads_them,
-    several_statuses_are_a_filter_of_their_own,
-    the_same_idempotency_key_records_once,
-    an_idempotency_key_is_the_agents_own,
-    a_synchronous_invocation_waits_for_its_outcome,
-    a_synchronous_invocation_gives_up_waiting,
-];
+use crate::support::cluster;
+use crate::support::test_app::TestApp;
 
 /// "Reply with exactly FIRST", then SECOND: the official example of a thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_thread() {
     let app = TestApp::start().await;
     let turns = [("FIRST", 1_774_226_722, 4.0), ("SECOND", 1_774_226_726, 4.0)];
@@ -48,9 +33,12 @@ async fn the_documented_thread() {
     assert_eq!(app.get("/v1/tasks/task-id/thread/full").await.ok(), json!({ "root": thread }));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thread_shows_what_is_there() {
     let app = TestApp::start().await;
-    app.invoke("a", json!({ "id": "t", "input": { "files": ["https://example.com/x"] } })).await.ok();
+    app.invoke("a", json!({ "id": "t", "input": { "files": ["https://example.com/x"] } }))
+        .await
+        .ok();
     let thread = app.get("/v1/tasks/t/thread").await.ok();
     assert_eq!(thread.as_array().map(Vec::len), Some(1), "no answer yet: {thread}");
     assert_eq!(thread[0]["content"], "");
@@ -58,9 +46,12 @@ async fn a_thread_shows_what_is_there() {
     app.invoke("a", json!({ "id": "t", "input": { "text": "again" } })).await.ok();
     app.report("t", json!({ "status": "error", "result": "it broke" })).await.ok();
     let thread = app.get("/v1/tasks/t/thread").await.ok();
-    let said: Vec<_> = thread.as_array().expect("messages").iter().map(|message| &message["id"]).collect();
+    let said: Vec<_> =
+        thread.as_array().expect("messages").iter().map(|message| &message["id"]).collect();
     assert_eq!(said, ["t_user_1", "t_user_2", "t_agent_2"]);
-    for path in ["/v1/tasks/unknown/thread", "/v1/tasks/unknown/thread/full", "/v1/tasks/%00/thread"] {
+    for path in
+        ["/v1/tasks/unknown/thread", "/v1/tasks/unknown/thread/full", "/v1/tasks/%00/thread"]
+    {
         let answer = app.get(path).await;
         assert_eq!(
             (answer.status, answer.json()),
@@ -84,6 +75,7 @@ async fn record_tree(app: &TestApp) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_thread_has_sub_tasks_to_any_depth() {
     let app = TestApp::start().await;
     record_tree(&app).await;
@@ -96,10 +88,13 @@ async fn a_full_thread_has_sub_tasks_to_any_depth() {
     assert_eq!(part.as_object().map(serde_json::Map::len), Some(3), "{part}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn circles_of_parents_end() {
     let app = TestApp::start().await;
     for (id, parent) in [("x", "y"), ("y", "x"), ("self", "self")] {
-        app.invoke("agent", json!({ "id": id, "input": {}, "parent_execution_id": parent })).await.ok();
+        app.invoke("agent", json!({ "id": id, "input": {}, "parent_execution_id": parent }))
+            .await
+            .ok();
     }
     let full = app.get("/v1/tasks/x/thread/full").await.ok();
     assert_eq!(full.as_object().expect("buckets").keys().collect::<Vec<_>>(), ["root", "y"]);
@@ -113,6 +108,7 @@ async fn circles_of_parents_end() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleting_takes_sub_tasks_along_and_nothing_else() {
     let app = TestApp::start().await;
     record_tree(&app).await;
@@ -125,7 +121,8 @@ async fn deleting_takes_sub_tasks_along_and_nothing_else() {
     let deleted = app.request("DELETE", "/v1/tasks/a", None).await;
     assert_eq!((deleted.status, deleted.text.as_str()), (StatusCode::NO_CONTENT, ""));
     let left = app.get("/v1/tasks").await.ok();
-    let ids: Vec<_> = left["items"].as_array().expect("items").iter().map(|item| &item["id"]).collect();
+    let ids: Vec<_> =
+        left["items"].as_array().expect("items").iter().map(|item| &item["id"]).collect();
     assert_eq!(ids, ["b", "root-task"]);
     assert_eq!(app.get("/v1/tasks/root-task").await.ok()["sub_executions"], json!(["b"]));
     assert_eq!(app.request_as(&other, "GET", "/v1/tasks/c", None).await.status, StatusCode::OK);
@@ -136,13 +133,19 @@ async fn deleting_takes_sub_tasks_along_and_nothing_else() {
         );
     }
     let mut connection = cluster::connect(&app.database).await;
-    let turns: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM task_turns").fetch_one(&mut connection).await.expect("rows");
+    let turns: i64 = sqlx::query_scalar("SELECT count(*) FROM task_turns")
+        .fetch_one(&mut connection)
+        .await
+        .expect("rows");
     assert_eq!(turns, 3, "their turns are gone too");
     // The id is free again.
-    assert_eq!(app.invoke("another", json!({ "id": "a", "input": {} })).await.ok()["agent_id"], "another");
+    assert_eq!(
+        app.invoke("another", json!({ "id": "a", "input": {} })).await.ok()["agent_id"],
+        "another"
+    );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_is_idempotent() {
     let app = TestApp::start().await;
     let stop = async |id: &str| app.request("POST", &format!("/v1/tasks/{id}/stop"), None).await;
@@ -161,11 +164,15 @@ async fn stopping_is_idempotent() {
         assert_eq!(stop(status).await.ok(), ended);
     }
     let resumed = app.report("t", json!({ "status": "executing" })).await.ok();
-    assert_eq!((&resumed["is_manually_stopped"], &resumed["finished_at"]), (&json!(false), &Value::Null));
+    assert_eq!(
+        (&resumed["is_manually_stopped"], &resumed["finished_at"]),
+        (&json!(false), &Value::Null)
+    );
     assert_eq!(stop("unknown").await.status, StatusCode::NOT_FOUND);
 }
 
-async fn the_organization_s_list_has_all_agents() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_list_of_an_organization_has_all_agents() {
     let app = TestApp::start().await;
     for (id, agent) in [("1", "a"), ("2", "b"), ("3", "a")] {
         app.advance(1.0);
@@ -188,13 +195,17 @@ async fn the_organization_s_list_has_all_agents() {
     assert_eq!(ids("agent_id=%00").await, "");
     assert_eq!(ids("from_date=2026-03-23T00:45:24Z").await, "32");
     assert_eq!(ids("to_date=2026-03-23T00:45:24Z").await, "21", "both ends are included");
-    assert_eq!(ids("from_date=2026-03-23T00:45:24Z&to_date=2026-03-23T00:45:24Z&agent_id=b").await, "2");
+    assert_eq!(
+        ids("from_date=2026-03-23T00:45:24Z&to_date=2026-03-23T00:45:24Z&agent_id=b").await,
+        "2"
+    );
     assert_eq!(ids("from_date=2026-03-23T01:45:24%2B01:00").await, "32");
     assert_eq!(ids("to_date=2026-03-23").await, "", "a date is its midnight");
     assert_eq!(ids("from_date=2026-03-23").await, "321");
 }
 
 /// Statuses and faults as FastAPI answers them for `datetime` parameters.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dates_are_read_as_pydantic_reads_them() {
     let app = TestApp::start().await;
     for good in [
@@ -205,7 +216,11 @@ async fn dates_are_read_as_pydantic_reads_them() {
         "1769904000",
         "1769904000.5",
     ] {
-        assert_eq!(app.get(&format!("/v1/tasks?from_date={good}")).await.status, StatusCode::OK, "{good}");
+        assert_eq!(
+            app.get(&format!("/v1/tasks?from_date={good}")).await.status,
+            StatusCode::OK,
+            "{good}"
+        );
     }
     for (bad, reason) in [
         ("", "input is too short"),
@@ -237,13 +252,15 @@ async fn dates_are_read_as_pydantic_reads_them() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_statuses_are_a_filter_of_their_own() {
     let app = TestApp::start().await;
     for status in ["completed", "failed", "executing"] {
         app.invoke("a", json!({ "id": status, "input": {} })).await.ok();
         app.report(status, json!({ "status": status })).await.ok();
     }
-    let total = async |query: &str| app.get(&format!("/v1/tasks?{query}")).await.ok()["total"].clone();
+    let total =
+        async |query: &str| app.get(&format!("/v1/tasks?{query}")).await.ok()["total"].clone();
     assert_eq!(total("status_in=completed,failed").await, 2);
     assert_eq!(total("status_in=completed").await, 1);
     assert_eq!(total("status_in=completed,failed&status=failed").await, 1);
@@ -251,9 +268,13 @@ async fn several_statuses_are_a_filter_of_their_own() {
     let answer = app.get("/v1/tasks?status_in=completed,running").await;
     assert_eq!(answer.json()["detail"][0]["loc"], json!(["query", "status_in"]));
     // The contract's own parameter stays one word.
-    assert_eq!(app.get("/v1/tasks?status=completed,failed").await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        app.get("/v1/tasks?status=completed,failed").await.status,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_idempotency_key_records_once() {
     let app = TestApp::start().await;
     let send = async |key: &str, body: Value| {
@@ -272,8 +293,15 @@ async fn the_same_idempotency_key_records_once() {
     assert_eq!(app.get("/v1/agents/a/tasks").await.ok()["total"], 1);
     let id = answers[0].json()["id"].as_str().expect("an id").to_owned();
     app.report(&id, json!({ "status": "completed", "result": "done" })).await.ok();
-    assert_eq!(send("k1", body.clone()).await.text, answers[0].text, "the answer of the first time");
-    assert_eq!(app.get(&format!("/v1/tasks/{id}/thread")).await.ok().as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        send("k1", body.clone()).await.text,
+        answers[0].text,
+        "the answer of the first time"
+    );
+    assert_eq!(
+        app.get(&format!("/v1/tasks/{id}/thread")).await.ok().as_array().map(Vec::len),
+        Some(2)
+    );
 
     let other = send("k1", json!({ "input": { "text": "something else" } })).await;
     assert_eq!(other.status, StatusCode::CONFLICT);
@@ -286,6 +314,7 @@ async fn the_same_idempotency_key_records_once() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idempotency_key_is_the_agents_own() {
     let app = TestApp::start().await;
     let (other, _) = app.other_organization().await;
@@ -301,15 +330,25 @@ async fn an_idempotency_key_is_the_agents_own() {
 }
 
 /// The contract's examples: the request of both routes, and what their answers show.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_synchronous_invocation_waits_for_its_outcome() {
     let app = TestApp::start().await;
     let shown = |task: &Value| {
-        let keys =
-            ["id", "agent_id", "organization_id", "status", "result", "created_at", "finished_at", "source"];
+        let keys = [
+            "id",
+            "agent_id",
+            "organization_id",
+            "status",
+            "result",
+            "created_at",
+            "finished_at",
+            "source",
+        ];
         keys.into_iter().map(|key| (key.to_owned(), task[key].clone())).collect::<Value>()
     };
     let user = json!({ "id": "user_123", "email": "user@example.com" });
-    let body = json!({ "id": "t", "input": { "text": "What can you help me with?", "user": user } });
+    let body =
+        json!({ "id": "t", "input": { "text": "What can you help me with?", "user": user } });
     let pending = app.invoke("a", body.clone()).await.ok();
     assert_eq!(
         shown(&pending),
@@ -338,9 +377,13 @@ async fn a_synchronous_invocation_waits_for_its_outcome() {
     assert_eq!(shown(&answer.ok()), finished);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_synchronous_invocation_gives_up_waiting() {
     let app = TestApp::start().await;
-    let task = app.request("POST", "/v1/agents/a/invoke", Some(json!({ "id": "t", "input": {} }))).await.ok();
+    let task = app
+        .request("POST", "/v1/agents/a/invoke", Some(json!({ "id": "t", "input": {} })))
+        .await
+        .ok();
     assert_eq!(task["status"], "pending");
     // The turn goes on.
     assert_eq!(app.report("t", json!({ "status": "completed" })).await.ok()["status"], "completed");

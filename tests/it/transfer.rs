@@ -7,29 +7,20 @@ use sqlx::Connection;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::cluster;
-use crate::harness::{TestApp, tests};
-use crate::process::{self, text};
-
-tests![
-    what_is_exported_can_be_imported,
-    importing_again_changes_nothing,
-    bad_lines_are_named,
-    an_import_is_resumed,
-    of_two_tasks_with_one_id_the_first_is_imported,
-];
+use crate::support::cluster;
+use crate::support::program::{self, text};
+use crate::support::test_app::TestApp;
 
 /// Runs the program on the app's database.
 async fn run(app: &TestApp, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_task-history"));
     command.args(arguments).env("DATABASE_URL", cluster::url_of(&app.database)).kill_on_drop(true);
-    process::run(command).await
+    program::run(command).await
 }
 
 /// Tasks with all that a task can have.
 async fn record_tasks(app: &TestApp) {
-    let user =
-        json!({ "id": "u1", "email": "u1@example.com", "additional_attributes": { "z": 1.50, "a": [null] } });
+    let user = json!({ "id": "u1", "email": "u1@example.com", "additional_attributes": { "z": 1.50, "a": [null] } });
     let body = json!({
         "id": "é \"quoted\"", "title": "A title", "input": { "text": "one\n", "files": ["f"], "user": user },
         "payload_extension": { "b": 1, "a": 12_345_678_901_234_567_890_u64 }, "source": "dashboard",
@@ -39,7 +30,9 @@ async fn record_tasks(app: &TestApp) {
     app.advance(1.25);
     app.report("%C3%A9%20%22quoted%22", json!({ "status": "executing" })).await.ok();
     let push = json!([{ "type": "think", "data": { "b": 1, "a": "hm" } }, { "type": "chunk", "data": "x" }]);
-    app.request("POST", "/agent-execution/%C3%A9%20%22quoted%22/events/push", Some(push)).await.ok();
+    app.request("POST", "/agent-execution/%C3%A9%20%22quoted%22/events/push", Some(push))
+        .await
+        .ok();
     let outcome = json!({
         "status": "paused", "result": "R", "internal_status": "half", "tokens": { "total_tokens": 5 },
         "hitl_request": { "wait_node_id": "w" }, "title": "Another title"
@@ -55,6 +48,7 @@ async fn record_tasks(app: &TestApp) {
     app.request("POST", "/v1/tasks/stopped/stop", None).await.ok();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_exported_can_be_imported() {
     let app = TestApp::start().await;
     record_tasks(&app).await;
@@ -72,15 +66,20 @@ async fn what_is_exported_can_be_imported() {
     let imported = run(&other, &["import", &file, "--json"]).await;
     assert!(imported.status.success(), "{}", text(&imported.stderr));
     let summary: Value = serde_json::from_str(text(&imported.stdout)).expect("JSON");
-    assert_eq!((&summary["imported"], &summary["already_there"]), (&json!(3), &json!(0)));
+    assert_eq!((&summary["imported"], &summary["existing"]), (&json!(3), &json!(0)));
     let again = run(&other, &["export"]).await;
     assert_eq!(text(&again.stdout), text(&exported.stdout), "byte by byte");
-    for path in
-        ["/v1/tasks", "/v1/tasks/t", "/v1/tasks/%C3%A9%20%22quoted%22", "/v1/tasks/t/thread", "/activity/b/t"]
-    {
+    for path in [
+        "/v1/tasks",
+        "/v1/tasks/t",
+        "/v1/tasks/%C3%A9%20%22quoted%22",
+        "/v1/tasks/t/thread",
+        "/activity/b/t",
+    ] {
         let (before, after) = (app.get(path).await.ok(), other.get(path).await.ok());
-        let renamed =
-            before.to_string().replace(&app.organization.to_string(), &other.organization.to_string());
+        let renamed = before
+            .to_string()
+            .replace(&app.organization.to_string(), &other.organization.to_string());
         assert_eq!(after.to_string(), renamed, "{path}");
     }
     assert_eq!(other.get("/v1/tasks?status=completed&internal_status=x").await.ok()["total"], 0);
@@ -93,9 +92,10 @@ async fn what_is_exported_can_be_imported() {
     let of_agent = run(&other, &["export", "--agent-id", "a"]).await;
     assert_eq!(text(&of_agent.stdout).lines().count(), 1);
     let unknown = run(&other, &["export", "--organization", "nobody"]).await;
-    assert!(text(&unknown.stderr).contains("there is no organisation `nobody`"));
+    assert!(text(&unknown.stderr).contains("there is no organization `nobody`"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn importing_again_changes_nothing() {
     let app = TestApp::start().await;
     record_tasks(&app).await;
@@ -107,11 +107,12 @@ async fn importing_again_changes_nothing() {
     std::fs::write(&file, format!("{changed}{changed}\n\n")).expect("written");
     let imported = run(&app, &["import", &file.display().to_string(), "--json"]).await;
     let summary: Value = serde_json::from_str(text(&imported.stdout)).expect("JSON");
-    assert_eq!((&summary["imported"], &summary["already_there"]), (&json!(1), &json!(5)));
+    assert_eq!((&summary["imported"], &summary["existing"]), (&json!(1), &json!(5)));
     app.request("DELETE", "/v1/tasks/new", None).await;
     assert_eq!(text(&run(&app, &["export"]).await.stdout), before);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_lines_are_named() {
     let app = TestApp::start().await;
     let good = |id: &str| {
@@ -165,11 +166,11 @@ async fn bad_lines_are_named() {
     assert_eq!(told.lines().count(), bad.len(), "{told}");
     for (line, (number, (_, reason))) in told.lines().zip((2..).zip(&bad)) {
         assert!(
-            line.starts_with(&format!("line {number} is passed over: ")) && line.contains(reason),
+            line.starts_with(&format!("line {number} is skipped: ")) && line.contains(reason),
             "{line}"
         );
     }
-    assert!(text(&skipped.stdout).starts_with("2 tasks imported, 0 were there already, 12 bad lines"));
+    assert!(text(&skipped.stdout).starts_with("2 tasks imported, 0 existed, 12 invalid lines"));
     assert_eq!(app.get("/v1/tasks").await.ok()["total"], 2);
 
     write(&[good("before").to_string(), bad[0].0.clone(), good("after").to_string()]);
@@ -179,10 +180,11 @@ async fn bad_lines_are_named() {
     assert_eq!(app.get("/v1/tasks/before").await.status, 200);
     assert_eq!(app.get("/v1/tasks/after").await.status, 404);
     let missing = run(&app, &["import", "/no/such/file"]).await;
-    assert!(text(&missing.stderr).contains("can't read /no/such/file"));
+    assert!(text(&missing.stderr).contains("cannot read /no/such/file"));
 }
 
 /// An import that fails half way keeps what it wrote, and the next goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_import_is_resumed() {
     let app = TestApp::start().await;
     let lines = (0..1300).map(|n| {
@@ -200,12 +202,16 @@ async fn an_import_is_resumed() {
     cluster::execute(&app.database, constraint).await;
     let failed = run(&app, &["import", &file, "--json"]).await;
     assert_eq!(failed.status.code(), Some(1));
-    assert!(text(&failed.stderr).contains("Importing the file again goes on"), "{}", text(&failed.stderr));
+    assert!(
+        text(&failed.stderr).contains("Import the file again to continue"),
+        "{}",
+        text(&failed.stderr)
+    );
     assert_eq!(app.get("/v1/tasks").await.ok()["total"], 1000);
     cluster::execute(&app.database, "ALTER TABLE tasks DROP CONSTRAINT broken").await;
     let resumed = run(&app, &["import", &file]).await;
     assert!(
-        text(&resumed.stdout).starts_with("300 tasks imported, 1000 were there already"),
+        text(&resumed.stdout).starts_with("300 tasks imported, 1000 existed"),
         "{}",
         text(&resumed.stdout)
     );
@@ -214,6 +220,7 @@ async fn an_import_is_resumed() {
 }
 
 /// Also where they are in batches that could be written at the same time, and the first of those has to wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_tasks_with_one_id_the_first_is_imported() {
     let app = TestApp::start().await;
     let line = |id: String, result: &str| {
@@ -264,7 +271,7 @@ async fn of_two_tasks_with_one_id_the_first_is_imported() {
     };
     let (imported, ()) = futures_util::future::join(run(&app, &["import", &file]), watching).await;
     assert!(
-        text(&imported.stdout).starts_with("999 tasks imported, 1 were there already"),
+        text(&imported.stdout).starts_with("999 tasks imported, 1 existed"),
         "{}",
         text(&imported.stdout)
     );

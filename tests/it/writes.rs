@@ -5,17 +5,8 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::cluster;
-use crate::harness::{TestApp, tests};
-
-tests![
-    one_that_fails_fails_alone,
-    what_does_not_fit_is_refused_at_once,
-    a_caller_that_has_gone_takes_nothing_along,
-    turns_of_one_task_keep_their_order,
-    counts_agree_whoever_writes,
-    a_recount_tells_what_does_not_agree,
-];
+use crate::support::cluster;
+use crate::support::test_app::TestApp;
 
 /// Locks the tasks, so that writers wait, until it is dropped.
 async fn lock_tasks(app: &TestApp) -> sqlx::PgConnection {
@@ -27,6 +18,7 @@ async fn lock_tasks(app: &TestApp) -> sqlx::PgConnection {
     connection
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_fails_fails_alone() {
     let app = TestApp::start().await;
     cluster::execute(&app.database, "ALTER TABLE tasks ADD CHECK (title <> 'poison')").await;
@@ -47,12 +39,14 @@ async fn one_that_fails_fails_alone() {
     assert_eq!(app.get("/v1/tasks").await.ok()["total"], 39);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_fit_is_refused_at_once() {
     let app = TestApp::start().await;
     let lock = lock_tasks(&app).await;
     let text = "x".repeat(1 << 20);
-    let invoke =
-        |n: usize| app.invoke("a", json!({ "id": n.to_string(), "title": "t", "input": { "text": text } }));
+    let invoke = |n: usize| {
+        app.invoke("a", json!({ "id": n.to_string(), "title": "t", "input": { "text": text } }))
+    };
     let refused = std::sync::atomic::AtomicUsize::new(0);
     let requests = join_all((0..30).map(|n| {
         let (invoke, refused) = (invoke(n), &refused);
@@ -66,7 +60,7 @@ async fn what_does_not_fit_is_refused_at_once() {
     }));
     // Those that are refused are answered while the others still wait.
     let unlock = async {
-        crate::process::until(|| refused.load(std::sync::atomic::Ordering::Relaxed) >= 10).await;
+        crate::support::until(|| refused.load(std::sync::atomic::Ordering::Relaxed) >= 10).await;
         lock.close().await.expect("unlocked");
     };
     let (answers, ()) = futures_util::future::join(requests, unlock).await;
@@ -82,9 +76,13 @@ async fn what_does_not_fit_is_refused_at_once() {
             assert_eq!(exists, StatusCode::NOT_FOUND);
         }
     }
-    assert!((16..=20).contains(&recorded), "16 MiB may wait, and two batches are under way: {recorded}");
+    assert!(
+        (16..=20).contains(&recorded),
+        "16 MiB may wait, and two batches are under way: {recorded}"
+    );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_has_gone_takes_nothing_along() {
     let app = TestApp::start().await;
     let lock = lock_tasks(&app).await;
@@ -103,6 +101,7 @@ async fn a_caller_that_has_gone_takes_nothing_along() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_of_one_task_keep_their_order() {
     let app = TestApp::start().await;
     let lock = lock_tasks(&app).await;
@@ -120,17 +119,22 @@ async fn turns_of_one_task_keep_their_order() {
         answer.ok();
     }
     let thread = app.get("/v1/tasks/same/thread").await.ok();
-    let texts: Vec<_> =
-        thread.as_array().expect("messages").iter().map(|message| message["content"].clone()).collect();
+    let texts: Vec<_> = thread
+        .as_array()
+        .expect("messages")
+        .iter()
+        .map(|message| message["content"].clone())
+        .collect();
     let expected: Vec<_> = (0..20).step_by(2).map(|n| json!(n.to_string())).collect();
     assert_eq!(texts, expected);
 }
 
-/// What a recount finds in the app's organisation.
+/// What a recount finds in the app's organization.
 async fn drift(app: &TestApp) -> Vec<String> {
     app.store.verify(app.organization, "default").await.expect("a recount").drift
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_agree_whoever_writes() {
     let app = TestApp::start().await;
     let user = |n: usize| json!({ "id": format!("u{}", n % 3), "email": "e" });
@@ -172,12 +176,16 @@ async fn counts_agree_whoever_writes() {
     assert_eq!(app.get("/v1/tasks").await.ok()["total"], 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recount_tells_what_does_not_agree() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
-    cluster::execute(&app.database, "UPDATE task_counts SET pending = 2 WHERE agent_id = 'a' AND grain = 2")
-        .await;
+    cluster::execute(
+        &app.database,
+        "UPDATE task_counts SET pending = 2 WHERE agent_id = 'a' AND grain = 2",
+    )
+    .await;
     cluster::execute(&app.database, "UPDATE task_turns SET result = 'x' WHERE turn = 2").await;
     let told = drift(&app).await;
     assert_eq!(told.len(), 2, "{told:?}");
@@ -191,8 +199,8 @@ async fn a_recount_tells_what_does_not_agree() {
     assert_eq!(drift(&app).await[1], "task t: says 2 turns, has 1, the latest 2");
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_task-history"));
     command.arg("verify").env("DATABASE_URL", cluster::url_of(&app.database));
-    let output = crate::process::run(command).await;
+    let output = crate::support::program::run(command).await;
     assert_eq!(output.status.code(), Some(2));
-    let said = crate::process::text(&output.stdout);
-    assert!(said.contains("default: 1 tasks, 2 disagreements\n  counts of agent a"), "{said}");
+    let said = crate::support::program::text(&output.stdout);
+    assert!(said.contains("default: 1 tasks, 2 differences\n  counts of agent a"), "{said}");
 }

@@ -28,7 +28,7 @@ for name in [name for name in os.environ if name.startswith("XPANDER_")]:
 os.environ["XPANDER_BASE_URL"] = BASE_URL
 os.environ["XPANDER_API_KEY"] = API_KEY
 
-# The SDK puts the organisation into every path if the host's name contains `agent-controller`. This one is made up.
+# The SDK puts the organization into every path if the host's name contains `agent-controller`. This one is made up.
 CONTROLLER = "agent-controller.test"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"127.0.0.1,localhost,{CONTROLLER}"
 resolve = socket.getaddrinfo
@@ -741,7 +741,7 @@ def reports():
 
 def event_streams(organization):
     async def run():
-        # The organisation is in the path of every event stream, even where the configuration has none: `/None/...`.
+        # The organization is in the path of every event stream, even where the configuration has none: `/None/...`.
         # A service can only take it as its own if it is.
         tasks = Tasks(configuration=Configuration(api_key=API_KEY, base_url=BASE_URL, organization_id=organization))
 
@@ -822,7 +822,7 @@ def organization_in_the_path(organization):
     config = Configuration(api_key=API_KEY, base_url=base_url, organization_id=organization)
     same("the SDK puts it there", config.get_full_url(), f"{base_url}/{organization}")
 
-    with step("the organisation in every path"):
+    with step("the organization in every path"):
         there = Tasks(configuration=config)
         t = there.create(
             agent_id="there", prompt="over there", events_streaming=True,
@@ -849,7 +849,7 @@ def organization_in_the_path(organization):
         same("stop", there.stop(running.id).status, Status.Stopped)
         same("all of them", len(tasks.list(agent_id="there")), 3)
 
-    with step("another organisation in the path"):
+    with step("another organization in the path"):
         foreign = "00000000-0000-4000-8000-000000000000"
         theirs = Tasks(configuration=Configuration(api_key=API_KEY, base_url=base_url, organization_id=foreign))
         calls = {
@@ -867,10 +867,10 @@ def organization_in_the_path(organization):
 
 def main():
     with step("setup"):
-        # The organisation is learnt from any task; event streams need it, and nothing else does.
+        # The organization is learnt from any task; event streams need it, and nothing else does.
         cfg.organization_id = tasks.create(agent_id="whoami", prompt="whoami").organization_id
     organization = snippets()
-    same("the organisation", organization, cfg.organization_id)
+    same("the organization", organization, cfg.organization_id)
     os.environ["XPANDER_ORGANIZATION_ID"] = organization
     as_upstream_tests_it()
     everything_in_a_create()

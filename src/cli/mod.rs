@@ -1,0 +1,158 @@
+//! The command line. [`crate::app`] serves; every other command has a file here.
+
+mod export;
+mod healthcheck;
+mod import;
+mod keys;
+mod output;
+mod progress;
+mod run;
+mod session;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use run::run;
+
+use crate::config::{DatabaseArgs, ServeArgs};
+
+/// A persistent history of what AI agents did, served over REST from PostgreSQL
+///
+/// Without a command it serves. Without `DATABASE_URL` it starts a private PostgreSQL in the data
+/// directory.
+#[derive(Debug, Parser)]
+#[command(name = "task-history", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API (the default)
+    Serve(ServeArgs),
+    /// Apply pending migrations and exit
+    Migrate(DatabaseArgs),
+    /// Create, list and revoke API keys
+    ///
+    /// Works beside a running service, on the same data directory or database.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Import tasks from NDJSON
+    ///
+    /// Each line is a task with its turns, as `export` writes it. An existing task is left unchanged,
+    /// so a file can be imported again, and an interrupted import continues. Works beside a running
+    /// service.
+    Import(ImportArgs),
+    /// Export tasks as NDJSON
+    ///
+    /// All of one snapshot, with their turns and pushed events, without idempotency keys. Works beside
+    /// a running service.
+    Export(ExportArgs),
+    /// Recount tasks and report drift
+    ///
+    /// Compares tasks with their counts and turns, in one snapshot. Works beside a running service.
+    /// Exit code 0 without drift, 2 with drift.
+    Verify {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// Print the OpenAPI document
+    Openapi,
+    /// Check that a running service is ready; exit code 0 if it is
+    Healthcheck {
+        /// URL of its readiness probe
+        #[arg(default_value = "http://127.0.0.1:8080/readyz")]
+        url: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// File to read; - is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Organization that gets the tasks; it is created if it does not exist
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    organization: String,
+    /// What to do with an invalid line
+    #[arg(long, value_enum, default_value_t = OnError::Stop, value_name = "stop|skip")]
+    on_error: OnError,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnError {
+    /// Stop there; the lines before it are imported
+    Stop,
+    /// Report it and continue
+    Skip,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// Organization whose tasks to export
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    organization: String,
+    /// Only tasks that this agent executes
+    #[arg(long, value_name = "ID")]
+    agent_id: Option<String>,
+    /// File to create [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Create an API key and show it once
+    Create {
+        /// Organization that the key belongs to; it is created if it does not exist
+        #[arg(long, default_value = "default", value_name = "NAME")]
+        organization: String,
+        /// What the key is for
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// How long the key is valid, for example 90d or 12h [default: no expiry]
+        #[arg(long, value_name = "DURATION")]
+        expires_in: Option<humantime::Duration>,
+        /// The key may list and read, but not record or report
+        #[arg(long)]
+        read_only: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// List all API keys, without the keys themselves
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// Revoke an API key
+    Revoke {
+        /// Id of the key, from `keys list`
+        id: uuid::Uuid,
+        /// Organization that the key belongs to
+        #[arg(long, default_value = "default", value_name = "NAME")]
+        organization: String,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+}

@@ -1,0 +1,211 @@
+//! The real program in a process of its own.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid, User};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+
+use super::{TIMEOUT, cluster};
+
+/// A key that the service is told to have.
+pub const KEY: &str = "test-key-of-the-default-organization";
+
+/// A data directory, and how to run the program on it.
+pub struct DataDirectory {
+    pub directory: TempDir,
+    program: PathBuf,
+    user: Option<User>,
+}
+
+impl DataDirectory {
+    /// A directory for whoever runs the tests.
+    pub fn new() -> Self {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_task-history"));
+        Self { directory: cluster::world_readable_directory(), program, user: None }
+    }
+
+    /// A directory for an ordinary user: where root runs the tests, for `nobody`.
+    pub fn of_ordinary_user() -> Self {
+        let mut home = Self::new();
+        if Uid::effective().is_root() {
+            let user = User::from_name("nobody").expect("users").expect("nobody");
+            // The checkout may be where only root can go.
+            let program = home.directory.path().join("task-history");
+            std::fs::copy(&home.program, &program).expect("a copy");
+            std::os::unix::fs::chown(home.directory.path(), Some(user.uid.as_raw()), None)
+                .expect("own directory");
+            home.program = program;
+            home.user = Some(user);
+        }
+        home
+    }
+
+    /// The data directory of the service.
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data-directory")
+    }
+
+    /// The program with arguments, on this home's directory, in an environment with no settings.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).kill_on_drop(true).stdin(Stdio::null()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("TASK_HISTORY_DATA_DIR", self.data()).env("TASK_HISTORY_LISTEN", "127.0.0.1:0");
+        command.current_dir(self.directory.path());
+        if let Some(user) = &self.user {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        command
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Output {
+        run(self.command(arguments)).await
+    }
+
+    /// Starts the service with a known key and waits until it listens.
+    pub async fn serve(&self) -> RunningService {
+        let mut command = self.command::<&str>([]);
+        command.env("TASK_HISTORY_BOOTSTRAP_KEY", KEY);
+        RunningService::start(command).await
+    }
+}
+
+/// Runs a command to its end, with its output.
+pub async fn run(mut command: Command) -> Output {
+    tokio::time::timeout(TIMEOUT, command.output()).await.expect("it ends").expect("it runs")
+}
+
+/// What a command wrote, as text.
+pub fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// A service that listens.
+pub struct RunningService {
+    child: Child,
+    /// `http://127.0.0.1:…`
+    pub base: String,
+    pub port: u16,
+    stdout: Lines<BufReader<ChildStdout>>,
+    stderr: Lines<BufReader<ChildStderr>>,
+}
+
+impl RunningService {
+    pub async fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let first = tokio::time::timeout(TIMEOUT, stdout.next_line())
+            .await
+            .expect("it listens")
+            .expect("a pipe");
+        let Some(first) = first else {
+            let mut said = String::new();
+            let _ = stderr.get_mut().read_to_string(&mut said).await;
+            panic!("it ended: {said}");
+        };
+        let base = first
+            .strip_prefix("Listening on ")
+            .and_then(|rest| rest.split(',').next())
+            .expect(&first);
+        let port = base.rsplit(':').next().and_then(|port| port.parse().ok()).expect(&first);
+        Self { base: base.to_owned(), port, child, stdout, stderr }
+    }
+
+    /// Sends a signal to the service alone.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).expect("it runs");
+        kill(Pid::from_raw(pid), signal).expect("a signal");
+    }
+
+    /// Reads the log up to the line with this message.
+    pub async fn wait_for_log(&mut self, message: &str) -> Value {
+        let find = async {
+            while let Some(line) = self.stderr.next_line().await.expect("a pipe") {
+                let line: Value = serde_json::from_str(&line).expect(&line);
+                if line["message"].as_str().is_some_and(|text| text.contains(message)) {
+                    return line;
+                }
+            }
+            panic!("the log ended without {message}");
+        };
+        tokio::time::timeout(TIMEOUT, find).await.expect("the message comes")
+    }
+
+    /// Reads standard output up to the line that ends like this.
+    pub async fn read_stdout_until(&mut self, end: &str) -> String {
+        let mut printed = String::new();
+        let read = async {
+            while let Some(line) = self.stdout.next_line().await.expect("a pipe") {
+                printed += &(line + "\n");
+                if printed.trim_end().ends_with(end) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(TIMEOUT, read).await.expect("it is printed");
+        printed
+    }
+
+    /// Waits for the end: how it ended, and what it wrote that has not been read.
+    pub async fn ended(mut self) -> (ExitStatus, String, String) {
+        let status = tokio::time::timeout(TIMEOUT, self.child.wait())
+            .await
+            .expect("it ends")
+            .expect("a child");
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        while let Some(line) = self.stdout.next_line().await.expect("a pipe") {
+            stdout += &(line + "\n");
+        }
+        while let Some(line) = self.stderr.next_line().await.expect("a pipe") {
+            stderr += &(line + "\n");
+        }
+        (status, stdout, stderr)
+    }
+
+    /// Tells it to stop and sees that it does so well.
+    pub async fn stop(self) -> (String, String) {
+        self.signal(Signal::SIGTERM);
+        let (status, stdout, stderr) = self.ended().await;
+        assert!(status.success(), "{status} {stderr}");
+        (stdout, stderr)
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let request =
+            reqwest::Client::new().get(format!("{}{path}", self.base)).header("x-api-key", KEY);
+        let response = request.send().await.expect("an answer");
+        assert!(response.status().is_success(), "{path}: {}", response.status());
+        response.json().await.expect("JSON")
+    }
+
+    /// Records a task with this id.
+    pub async fn record(&self, id: &str) {
+        let request = reqwest::Client::new()
+            .post(format!("{}/v1/agents/a/invoke/async", self.base))
+            .header("x-api-key", KEY)
+            .json(&serde_json::json!({ "id": id, "input": { "text": "x" } }));
+        let response = request.send().await.expect("an answer");
+        assert!(response.status().is_success(), "{}", response.status());
+    }
+}
+
+/// The number in the cluster's `postmaster.pid`.
+pub fn postmaster(data: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(data.join("data/postmaster.pid")).ok()?;
+    text.lines().next()?.parse().ok().map(Pid::from_raw)
+}
+
+/// Whether a process has this number, dead ones that nobody has waited for aside.
+pub fn is_alive(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')))
+}
