@@ -52,9 +52,9 @@ impl Store {
         }
     }
 
-    /// Checks that PostgreSQL answers.
+    /// Checks that the database answers. Whatever it says instead, it is unavailable.
     pub async fn ready(&self) -> Result<(), StoreError> {
-        Ok(self.pool.ping().await?)
+        self.pool.ping().await.map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
     /// Closes idle connections now and the others when they are released. Later calls are refused.
