@@ -6,6 +6,7 @@
 mod auth;
 mod conversation;
 mod crash;
+mod document_walk;
 mod embedded;
 mod errors;
 mod events;
