@@ -18,6 +18,7 @@ mod openapi;
 mod plans;
 mod program;
 mod readme;
+mod sdk;
 mod support;
 mod tasks;
 mod tidy;

@@ -21,7 +21,7 @@ impl tracing::field::Visit for FieldVisitor {
     fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
         match field.name() {
             "parameter" => (self.parent, self.name) = (Some("query".into()), value.to_owned()),
-            "field" => self.name = value.to_owned(),
+            "field" => value.clone_into(&mut self.name),
             _ => {}
         }
     }
