@@ -1,13 +1,13 @@
-//! The OpenAPI document: pinned, and compared with the public contract's own.
+//! The OpenAPI document: compared with the committed one and with the public contract's own.
 
 use serde_json::{Map, Value};
 
 use crate::support::test_app::TestApp;
 
-/// The contract's document of an agent's list, with its prose left out. Never edited.
+/// The contract's document of an agent's list, without its prose. Never edited.
 const CONTRACT: &str = include_str!("contract/agent_tasks.openapi.json");
 
-/// Prose is ours to write, so it is not compared.
+/// The document without its prose. The service has prose of its own, so it is not compared.
 fn without_prose(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -45,11 +45,12 @@ async fn the_contract_holds_to_the_letter() {
     }
 }
 
-/// The contract's document of the other task routes, of 2025, with its prose left out. Never edited.
+/// The contract's document of the other task routes, of 2025, without its prose. Never edited.
 const SIBLINGS: &str = include_str!("contract/tasks.openapi.json");
 
-/// What this service's document has otherwise than that one. `+` is an addition; the pages of 2026 have most of them, the
-/// official SDK the others; that document leaves out errors.
+/// How this service's document differs from that one: `+` is added, `-` is missing, `~` is changed.
+/// Most additions come from the contract's pages of 2026, the others from the official SDK. The only
+/// error in that document is 422.
 const DIFFERENCES: &str = "
     + /v1/tasks get parameters from_date
     + /v1/tasks get parameters to_date
@@ -152,7 +153,7 @@ async fn sibling_routes_differ_only_as_listed() {
     assert_eq!(schemas["CreatedTask"], created);
 }
 
-/// Notes where two documents differ; items that have names are compared by name.
+/// Collects the differences of two documents. Items that have names are compared by name.
 fn compare(place: &str, theirs: &Value, ours: &Value, differences: &mut Vec<String>) {
     let by_name = |value: &Value| -> Option<Map<String, Value>> {
         match value {
@@ -215,7 +216,7 @@ async fn the_committed_document_is_current() {
 fn check_references(value: &Value, document: &Value) {
     if let Some(reference) = value.get("$ref").and_then(Value::as_str) {
         let pointer = reference.strip_prefix('#').expect("a local reference");
-        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+        assert!(document.pointer(pointer).is_some(), "{reference} does not exist");
     }
     match value {
         Value::Object(fields) => {
@@ -239,7 +240,7 @@ async fn the_documentation_loads_nothing_foreign() {
     }
     assert!(sources.len() >= 3, "{}", page.text);
     for source in sources {
-        assert!(!source.contains("//"), "{source} is somewhere else");
+        assert!(!source.contains("//"), "{source} is on another host");
         let answer = app.get(&format!("/docs/{}", source.trim_start_matches("./"))).await;
         assert_eq!(answer.status, 200, "{source}");
     }
