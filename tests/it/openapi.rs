@@ -49,8 +49,8 @@ async fn the_contract_holds_to_the_letter() {
 const SIBLINGS: &str = include_str!("contract/tasks.openapi.json");
 
 /// How this service's document differs from that one: `+` is added, `-` is missing, `~` is changed.
-/// Most additions come from the contract's pages of 2026, the others from the official SDK. The only
-/// error in that document is 422.
+/// Most additions come from the contract's pages of 2026, the others from the official SDK. That
+/// document has no error but 422.
 const DIFFERENCES: &str = "
     + /v1/tasks get parameters from_date
     + /v1/tasks get parameters to_date
