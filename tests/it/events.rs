@@ -1,4 +1,4 @@
-//! Live events.
+//! Live events of tasks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use task_history::api::{self, AppState};
 use task_history::domain::{Clock, Limits};
 use task_history::store::{DatabaseUrl, Store};
 
@@ -15,13 +16,20 @@ use crate::support::sse_client::SseClient;
 use crate::support::test_app::{self, TestApp};
 
 async fn push(app: &TestApp, id: &str, kind: &str, data: Value) {
-    let body = json!([{ "type": kind, "task_id": id, "organization_id": "x", "time": "2026-01-01T00:00:00Z", "data": data }]);
+    let body = json!([{
+        "type": kind,
+        "task_id": id,
+        "organization_id": "x",
+        "time": "2026-01-01T00:00:00Z",
+        "data": data
+    }]);
     let answer =
         app.request("POST", &format!("/agent-execution/{id}/events/push"), Some(body)).await;
     assert_eq!(answer.ok(), json!({ "accepted": 1 }));
 }
 
-/// The contract's example: each event in its envelope, in the documented order, for a new thread and for a follow-up.
+/// The contract's example, for a new thread and for a follow-up: each event has its envelope and
+/// comes in the documented order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invocation_is_followed_to_its_end() {
     let app = TestApp::start().await;
@@ -75,10 +83,14 @@ async fn a_task_that_has_ended_says_so_and_closes() {
     assert_eq!(app.get("/agent-execution/unknown/events").await.status, StatusCode::NOT_FOUND);
 }
 
-/// Another instance of the service on the same database.
+/// Another instance of the service on the same database. It reads a task only when it is woken: its
+/// recheck interval is longer than a test.
 fn another_instance(app: &TestApp) -> axum::Router {
+    let limits = Limits { recheck_interval: Duration::from_hours(1), ..test_app::short_limits() };
     let url = DatabaseUrl::parse(&cluster::url_of(&app.database)).expect("a URL");
-    test_app::router(Store::new(&url, 2, &Limits::default()), Clock::system())
+    let store = Store::new(&url, 2, &limits);
+    let (clock, stopping) = (Clock::system(), app.stopping.clone());
+    api::router(AppState { store, clock, limits, stopping })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,17 +130,16 @@ async fn nothing_is_written_where_nobody_watches() {
     assert_eq!(written().await, 1);
 }
 
-/// Waits until all watches have ended, which is told without being waited for.
+/// Waits until all watches have ended. A watch releases its lock some time after its stream ended.
 async fn nobody_watches(app: &TestApp) {
     let mut connection = cluster::connect(&app.database).await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    while sqlx::query_scalar::<_, i64>(locks).fetch_one(&mut connection).await.expect("a count") > 0
-    {
-    }
+    cluster::until_count(&mut connection, locks, |count| count == 0).await;
 }
 
-/// What waits for a reader is bounded: it gets what was waiting, and then an end that is none of the task's.
+/// The queue of a stream is bounded. A slow reader gets the queued events. Then its stream ends
+/// without an event of the task's end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_is_dropped() {
     let app = TestApp::start().await;
@@ -164,7 +175,7 @@ async fn two_hundred_streams_see_their_own_events_in_order() {
         }
         seen
     }));
-    // Five updates each: a thousand, from several writers at once.
+    // A thousand updates, five for each task, from eight clients at once.
     let update = async {
         for round in 1..=5 {
             let status = if round == 5 { "completed" } else { "executing" };
@@ -196,12 +207,13 @@ async fn a_lost_listener_catches_up() {
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     let mut events = SseClient::follow_at(&app, &another_instance(&app), "t").await;
     events.next().await.expect("an event");
-    // The listening connection is ended; so are idle ones, which are replaced as they are needed.
-    cluster::execute(
-        "postgres",
-        &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND query LIKE '%advisory_lock_shared%'", app.database),
-    )
-    .await;
+    let mut connection = cluster::connect(&app.database).await;
+    let end_listeners = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+                         FROM pg_stat_activity
+                         WHERE datname = current_database()
+                           AND application_name = 'task-history listener'";
+    let ended = sqlx::query_scalar::<_, i64>(end_listeners).fetch_one(&mut connection).await;
+    assert_eq!(ended.expect("a count"), 1, "one connection listens");
     app.report("t", json!({ "status": "executing" })).await.ok();
     assert_eq!(events.next().await.expect("an event")["data"]["status"], "executing");
     app.report("t", json!({ "status": "completed" })).await.ok();
@@ -257,7 +269,7 @@ async fn a_service_that_stops_ends_streams_and_waiting_invocations() {
     let body = json!({ "id": "awaited", "input": {} });
     let invocation = app.request("POST", "/v1/agents/a/invoke", Some(body));
     let stop = async {
-        // The invocation waits once its task is there.
+        // The invocation waits once its task is recorded.
         let mut connection = cluster::connect(&app.database).await;
         let recorded = "SELECT count(*) FROM tasks WHERE id = 'awaited'";
         cluster::until_count(&mut connection, recorded, |count| count == 1).await;
