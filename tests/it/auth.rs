@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Authentication, and the permissions of API keys.
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use task_history::store::{KeyRevocation, NewApiKey};
 
 use crate::support::test_app::TestApp;
+use crate::support::{TIMEOUT, cluster};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_valid_key_nothing_else_is_looked_at() {
@@ -21,55 +22,66 @@ async fn without_a_valid_key_nothing_else_is_looked_at() {
     assert_eq!(app.send(bare).await.status, StatusCode::UNAUTHORIZED);
 }
 
-/// Walks the document, so that a new route is swept the day it is documented.
+/// An operation of the OpenAPI document, and a request for it.
+struct Operation {
+    path: String,
+    method: String,
+    target: String,
+    body: Option<Value>,
+}
+
+/// Every documented operation that needs a key. A new route is tested once it is documented.
+async fn protected_operations(app: &TestApp) -> Vec<Operation> {
+    let document = app.get("/openapi.json").await.ok();
+    let mut found = Vec::new();
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in operations.as_object().expect("operations") {
+            if operation.get("security").is_none() {
+                assert!(["/health", "/readyz"].contains(&path.as_str()), "{path} needs no key");
+                continue;
+            }
+            let mut target = path.replace("{organization_id}", &app.organization.to_string());
+            for name in ["{agent_id}", "{task_id}", "{id}", "{user_id}"] {
+                target = target.replace(name, if name == "{agent_id}" { "a" } else { "t" });
+            }
+            let body = operation.get("requestBody").map(|_| {
+                if path.ends_with("/events/push") {
+                    json!([])
+                } else {
+                    json!({ "id": "t2", "input": {}, "execution_id": "t" })
+                }
+            });
+            let (path, method) = (path.clone(), method.to_uppercase());
+            found.push(Operation { path, method, target, body });
+        }
+    }
+    found
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_documented_route_is_behind_the_wall() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": { "text": "mine alone" } })).await.ok();
     let before = app.get("/v1/tasks/t").await.ok();
     let (other, _) = app.other_organization().await;
-    let document = app.get("/openapi.json").await.ok();
-    let mut swept = 0;
-    for (path, operations) in document["paths"].as_object().expect("paths") {
-        for (method, operation) in operations.as_object().expect("operations") {
-            if operation.get("security").is_none() {
-                assert!(
-                    ["/health", "/readyz"].contains(&path.as_str()),
-                    "{path} is open to everybody"
-                );
-                continue;
-            }
-            swept += 1;
-            let mut target = path.replace("{organization_id}", &app.organization.to_string());
-            for name in ["{agent_id}", "{task_id}", "{id}", "{user_id}"] {
-                target = target.replace(name, if name == "{agent_id}" { "a" } else { "t" });
-            }
-            let method = method.to_uppercase();
-            let is_list = path.ends_with("/events/push");
-            let body = operation.get("requestBody").map(|_| {
-                if is_list {
-                    json!([])
-                } else {
-                    json!({ "id": "t2", "input": {}, "execution_id": "t" })
-                }
-            });
-            let answer = app.request_as("wrong", &method, &target, body.clone()).await;
-            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
-            if path.ends_with("/invoke/stream") {
-                // It would record a task of the other organization's and follow it for ever.
-                continue;
-            }
-            let answer = app.request_as(&other, &method, &target, body).await;
-            assert!(
-                !answer.text.contains("mine alone"),
-                "{method} {path} shows another organization's data"
-            );
-            if path.contains("{task_id}") || path.contains("{organization_id}") {
-                assert_eq!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
-            }
+    let operations = protected_operations(&app).await;
+    assert!(operations.len() >= 30, "only {} operations were found", operations.len());
+    for Operation { path, method, target, body } in operations {
+        let answer = app.request_as("wrong", &method, &target, body.clone()).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+        if path.ends_with("/invoke/stream") {
+            // It would record a task of the other organization and follow it without end.
+            continue;
+        }
+        let answer = app.request_as(&other, &method, &target, body).await;
+        assert!(
+            !answer.text.contains("mine alone"),
+            "{method} {path} shows data of another organization"
+        );
+        if path.contains("{task_id}") || path.contains("{organization_id}") {
+            assert_eq!(answer.status, StatusCode::NOT_FOUND, "{method} {path}");
         }
     }
-    assert!(swept >= 30, "only {swept} routes were found");
     assert_eq!(app.get("/v1/tasks/t").await.ok(), before);
 }
 
@@ -86,19 +98,38 @@ async fn a_read_only_key_reads() {
     let created = app.store.create_api_key(&new, app.now()).await.expect("a key");
     let (key, is_new) = (created.secret, created.organization_is_new);
     assert!(!is_new);
-    assert_eq!(
-        app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.ok()["total"],
-        1
-    );
-    for (method, target, body) in [
-        ("POST", "/v1/agents/a/invoke/async", json!({ "input": {} })),
-        ("PATCH", "/agent-execution/t/update", json!({ "status": "stopped" })),
-        ("POST", "/v1/agents/a/invoke/async", Value::Null),
-    ] {
-        let answer = app.request_as(key.expose(), method, target, Some(body)).await;
-        assert_eq!(answer.status, StatusCode::FORBIDDEN);
-        assert_eq!(answer.json(), json!({ "detail": "This API key may only read" }));
+    let key = key.expose();
+    assert_eq!(app.request_as(key, "GET", "/v1/agents/a/tasks", None).await.ok()["total"], 1);
+    let mut connection = cluster::connect(&app.database).await;
+    // All rows that a client can change.
+    let rows = "SELECT (SELECT json_agg(task ORDER BY id)::text FROM tasks task)
+                    || (SELECT json_agg(turn ORDER BY task_id, turn)::text FROM task_turns turn)
+                    || (SELECT count(*) FROM task_events)";
+    let before: String = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("rows");
+    let operations = protected_operations(&app).await;
+    let writes = || operations.iter().filter(|operation| operation.method != "GET");
+    let in_organization = writes().filter(|write| write.path.starts_with("/{organization_id}/"));
+    assert!(in_organization.count() >= 6, "too few write operations with an organization");
+    assert!(writes().count() >= 17, "only {} write operations", writes().count());
+    for Operation { path, method, target, body } in writes() {
+        let request = app.request_as(key, method, target, body.clone());
+        // A stream would have no end.
+        let answer = tokio::time::timeout(TIMEOUT, request).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{method} {path} does not end"));
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{method} {path}: {}", answer.text);
+        assert_eq!(
+            answer.json(),
+            json!({ "detail": "This API key may only read" }),
+            "{method} {path}"
+        );
     }
+    // The permission is checked before the body.
+    let invoke = "/v1/agents/a/invoke/async";
+    let answer = app.request_as(key, "POST", invoke, Some(Value::Null)).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    assert_eq!(answer.json(), json!({ "detail": "This API key may only read" }));
+    let after: String = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("rows");
+    assert_eq!(after, before);
     assert_eq!(app.get("/v1/tasks/t").await.ok()["status"], "pending");
 }
 
@@ -147,12 +178,12 @@ async fn expired_and_revoked_keys_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_not_stored() {
     let app = TestApp::start().await;
-    let mut connection = crate::support::cluster::connect(&app.database).await;
+    let mut connection = cluster::connect(&app.database).await;
     let rows: Vec<String> = sqlx::query_scalar("SELECT k::text FROM api_keys k")
         .fetch_all(&mut connection)
         .await
         .expect("rows");
     assert_eq!(rows.len(), 1);
     assert!(!rows[0].contains(&app.key));
-    assert!(rows[0].contains(&app.key[..6]), "its beginning, to recognize it by");
+    assert!(rows[0].contains(&app.key[..6]), "its prefix, which identifies it in lists");
 }
