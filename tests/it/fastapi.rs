@@ -1,6 +1,7 @@
-//! What FastAPI itself answers to hundreds of requests, good and bad, compared with what this service answers.
+//! The answers of FastAPI to hundreds of valid and invalid requests, compared with those of this
+//! service.
 //!
-//! `contract/fastapi_answers.json` was written by FastAPI: see `tests/contract/fastapi_answers.py`.
+//! FastAPI wrote `contract/fastapi_answers.json`: see `tests/contract/fastapi_answers.py`.
 
 use axum::body::Body;
 use axum::http::Request;
@@ -9,24 +10,24 @@ use serde_json::Value;
 
 use crate::support::test_app::TestApp;
 
-/// Where this service knowingly answers otherwise, and why.
+/// Where this service answers differently on purpose, and why.
 const DIFFERENT: &[(&str, &str)] = &[
     (
         "agent_id_invalid_utf-8",
-        "such bytes are no id; FastAPI takes U+FFFD in their place, which is another id",
+        "such bytes are no id; FastAPI replaces them with U+FFFD, which gives another id",
     ),
     ("post_agent_id_invalid_utf-8", "the same, and it would record the task under that other id"),
-    ("post_agent_id_nul_byte", "what can't be stored is refused"),
+    ("post_agent_id_nul_byte", "a NUL cannot be stored, so it is refused"),
     ("post_agent_id_300_characters", "ids have at most 255 characters"),
     ("object_user_tokens", "secrets are not sent back"),
-    ("all_fields_wrong", "the same: among them is a text for `user_tokens`"),
-    ("text_escapes", "the text has a NUL, which can't be stored"),
-    ("object_of_everything", "a key is a NUL, which can't be stored"),
-    ("lenient_NaN", "JSON has no NaN: it could not be sent back"),
+    ("all_fields_wrong", "the same: one of them is a text for `user_tokens`"),
+    ("text_escapes", "the text has a NUL, which cannot be stored"),
+    ("object_of_everything", "a key is a NUL, which cannot be stored"),
+    ("lenient_NaN", "JSON has no NaN: it cannot be sent back"),
     ("lenient_Infinity", "JSON has no Infinity"),
     ("lenient_minus_Infinity", "JSON has no Infinity"),
-    ("lenient_number_of_4301_digits", "numbers of any length are kept as they are"),
-    ("lenient_number_of_minus_4301_digits", "numbers of any length are kept as they are"),
+    ("lenient_number_of_4301_digits", "numbers of any length are stored unchanged"),
+    ("lenient_number_of_minus_4301_digits", "numbers of any length are stored unchanged"),
     ("bytes_utf-16", "JSON is UTF-8 (RFC 8259, 8.1)"),
     ("bytes_utf-32", "JSON is UTF-8 (RFC 8259, 8.1)"),
 ];
@@ -78,7 +79,7 @@ async fn compare(app: &TestApp, case: &Value) -> Option<String> {
     };
     let request = match request.body(Body::from(body)) {
         Ok(request) => request,
-        Err(error) => return Some(format!("can't be sent: {error}")),
+        Err(error) => return Some(format!("it cannot be sent: {error}")),
     };
     let answer = app.send(request).await;
     assert!(!answer.status.is_server_error(), "{case}: {}", answer.text);
@@ -108,7 +109,8 @@ async fn compare(app: &TestApp, case: &Value) -> Option<String> {
     })
 }
 
-/// Equal as JSON: the order of keys and the way to write a number don't count.
+/// Whether two values are equal as JSON. The order of keys and the notation of numbers do not
+/// matter.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => {
