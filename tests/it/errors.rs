@@ -1,7 +1,8 @@
-//! What clients see go wrong, and what only the log says.
+//! Errors: what clients see of them, and what only the log shows.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -13,7 +14,7 @@ use tower::ServiceExt;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::cluster;
-use crate::support::test_app::{TestApp, router};
+use crate::support::test_app::{self, TestApp, router};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_route_has_the_path() {
@@ -61,39 +62,19 @@ async fn a_slash_too_many_is_redirected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_is_too_large() {
-    let app = TestApp::start().await;
-    let largest = 4 << 20;
-    let shell = r#"{"id":"t","input":{"text":""}}"#.len();
-    for (extra, status) in [(0, StatusCode::OK), (1, StatusCode::PAYLOAD_TOO_LARGE)] {
-        let text = "x".repeat(largest - shell + extra);
-        let answer = app.invoke("a", json!({ "id": "t", "input": { "text": text } })).await;
-        assert_eq!(answer.status, status);
-        if status == StatusCode::PAYLOAD_TOO_LARGE {
-            assert_eq!(
-                answer.json(),
-                json!({ "detail": "The request body has more than 4194304 bytes" })
-            );
-        }
-    }
-    // It is a title too, and lists still work.
-    assert_eq!(app.get("/v1/agents/a/tasks").await.ok()["total"], 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_field_that_cannot_be_stored_is_named() {
     let app = TestApp::start().await;
     let body = json!({
         "input": { "text": "a\0b", "files": ["ok", "\0"], "user": { "email": "\0", "id": "\0" } },
         "payload_extension": { "deep": [{ "\0": 1 }] },
         "source": "\0",
-        "user_oidc_token": "\0 is not kept, so it may be anything"
+        "user_oidc_token": "\0 is not stored, so any text is allowed"
     });
     let answer = app.request("POST", "/v1/agents/%00/invoke/async?version=%00", Some(body)).await;
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
     let detail = answer.json()["detail"].clone();
     let locs: Vec<_> =
-        detail.as_array().expect("faults").iter().map(|fault| fault["loc"].to_string()).collect();
+        detail.as_array().expect("errors").iter().map(|error| error["loc"].to_string()).collect();
     assert_eq!(
         locs,
         [
@@ -119,7 +100,7 @@ async fn a_field_that_cannot_be_stored_is_named() {
     );
 }
 
-/// `serde_json` tells itself about numbers and raw text by such names.
+/// `serde_json` uses such names internally, for numbers and raw text.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_mean_something_to_the_parser_are_refused() {
     let app = TestApp::start().await;
@@ -136,7 +117,7 @@ async fn names_that_mean_something_to_the_parser_are_refused() {
         let answer = app.send(request.expect("a request")).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{name}: {}", answer.text);
     }
-    // What is nested as deeply as is allowed can be read again.
+    // A task with the deepest nesting that is allowed can be read again.
     for (depth, status) in [(100, StatusCode::OK), (200, StatusCode::BAD_REQUEST)] {
         let value = format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
         let body = format!(r#"{{"id":"deep","input":{{}},"payload_extension":{{"a":{value}}}}}"#);
@@ -157,85 +138,39 @@ async fn a_long_list_of_faults_is_cut_short() {
     assert_eq!(answer.json()["detail"].as_array().map(Vec::len), Some(101));
 }
 
-/// A client that goes away while its report waits for a lock leaves no lock behind.
+/// A client that closes its request while that waits for a lock leaves no transaction behind. The
+/// push has a transaction of its own, so the pool must close its connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_given_up_holds_nothing() {
-    let app = TestApp::start().await;
+    // No timeout of PostgreSQL ends the transaction.
+    let hour = Duration::from_hours(1);
+    let limits = Limits {
+        statement_timeout: hour,
+        idle_in_transaction_timeout: hour,
+        ..test_app::short_limits()
+    };
+    let app = TestApp::start_with(limits).await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     let mut other = cluster::connect(&app.database).await;
     sqlx::raw_sql("BEGIN; SELECT FROM tasks FOR UPDATE").execute(&mut other).await.expect("a lock");
-    let mut watcher = cluster::connect(&app.database).await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
     {
-        let report = app.report("t", json!({ "status": "completed" }));
-        let is_waiting = async {
-            while sqlx::query_scalar::<_, i64>(waiting)
-                .fetch_one(&mut watcher)
-                .await
-                .expect("a count")
-                == 0
-            {}
-        };
+        let events = json!([{ "type": "chunk", "data": "x" }]);
+        let push = app.request("POST", "/agent-execution/t/events/push", Some(events));
         tokio::select! {
-            answer = report => panic!("it does not wait: {}", answer.text),
-            () = is_waiting => {}
+            answer = push => panic!("it does not wait: {}", answer.text),
+            () = cluster::until_waiting(&app.database) => {}
         }
     }
+    let mut watcher = cluster::connect(&app.database).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    cluster::until_count(&mut watcher, waiting, |count| count == 0).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlocked");
-    let started = std::time::Instant::now();
+    let lock = sqlx::raw_sql("BEGIN; SELECT FROM tasks FOR UPDATE NOWAIT; COMMIT");
+    lock.execute(&mut watcher).await.expect("no other session holds the lock");
+    let started = Instant::now();
     assert_eq!(app.invoke("a", json!({ "id": "t", "input": {} })).await.ok()["status"], "pending");
-    assert!(
-        started.elapsed() < std::time::Duration::from_secs(10),
-        "the lock was held until a timeout"
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_have_limits() {
-    let app = TestApp::start().await;
-    let invoke = async |id: &str| app.invoke("a", json!({ "id": id, "input": {} })).await;
-    let longest = "é".repeat(175) + &"e".repeat(80);
-    assert_eq!(invoke(&longest).await.ok()["id"], longest);
-    let too_long = "x".repeat(256);
-    assert_eq!(
-        invoke(&too_long).await.json()["detail"],
-        json!([{
-            "type": "string_too_long",
-            "loc": ["body", "id"],
-            "msg": "String should have at most 255 characters",
-            "input": too_long,
-            "ctx": { "max_length": 255 }
-        }])
-    );
-    let too_many_bytes = "😀".repeat(255);
-    assert_eq!(
-        invoke(&too_many_bytes).await.json()["detail"][0]["msg"],
-        "Value error, must have at most 430 bytes in UTF-8"
-    );
-    // Official clients send empty texts for what they don't have.
-    assert_ne!(invoke("").await.ok()["id"], "");
-    // Six of the longest texts at once still fit an index entry; random ones, since an index may compress.
-    let mut seed = 1_u32;
-    let mut noise = || {
-        let next = |_| {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            char::from_u32(0x4e00 + (seed >> 8) % 0x5000).expect("a character")
-        };
-        (0..143).map(next).collect::<String>()
-    };
-    let (agent, id, user, trigger, status) = (noise(), noise(), noise(), noise(), noise());
-    let encoded: String = form_urlencoded::byte_serialize(agent.as_bytes()).collect();
-    let body = json!({
-        "id": id,
-        "input": { "user": { "id": user, "email": "x" } },
-        "parent_execution_id": id,
-        "triggering_agent_id": trigger
-    });
-    app.invoke(&encoded, body).await.ok();
-    let encoded_id: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
-    assert_eq!((id.len(), status.len()), (429, 429));
-    app.report(&encoded_id, json!({ "internal_status": status })).await.ok();
-    assert_eq!(app.get(&format!("/v1/agents/{encoded}/tasks")).await.ok()["total"], 1);
+    assert!(started.elapsed() < Duration::from_secs(10), "the lock was held until a timeout");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,15 +178,20 @@ async fn all_faults_of_a_report_at_once() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
     let before = app.get("/v1/tasks/t").await.ok();
-    let body = json!({ "result": { "a": 1 }, "status": "running", "internal_status": "x".repeat(256), "title": 5 });
+    let body = json!({
+        "result": { "a": 1 },
+        "status": "running",
+        "internal_status": "x".repeat(256),
+        "title": 5
+    });
     let answer = app.report("t", body).await;
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
     let detail = answer.json()["detail"].clone();
     let kinds: Vec<_> =
-        detail.as_array().expect("faults").iter().map(|fault| &fault["type"]).collect();
+        detail.as_array().expect("errors").iter().map(|error| &error["type"]).collect();
     assert_eq!(kinds, ["enum", "string_type", "string_too_long", "string_type"]);
     assert_eq!(app.get("/v1/tasks/t").await.ok(), before);
-    // What would come back with the task must be what official clients can read.
+    // Official clients must be able to read these fields when the task is returned.
     for (body, loc) in [
         (json!({ "tokens": { "total_tokens": 2.5 } }), json!(["body", "tokens", "total_tokens"])),
         (
@@ -277,14 +217,18 @@ async fn all_faults_of_a_report_at_once() {
     }
     let plan =
         json!({ "enabled": true, "tasks": [{ "id": "1", "title": "one", "completed": false }] });
-    let asked = json!({ "status": "paused", "deep_planning": plan, "hitl_request": { "wait_node_id": "n" } });
+    let asked = json!({
+        "status": "paused",
+        "deep_planning": plan,
+        "hitl_request": { "wait_node_id": "n" }
+    });
     let paused = app.report("t", asked).await.ok();
     assert_eq!(
         (&paused["deep_planning"], &paused["hitl_request"]["wait_node_id"]),
         (&plan, &json!("n"))
     );
     let resumed = app.report("t", json!({ "status": "executing" })).await.ok();
-    assert_eq!(resumed["hitl_request"], Value::Null, "who goes on waits for nothing");
+    assert_eq!(resumed["hitl_request"], Value::Null, "a task that executes waits for no input");
     for body in [json!([]), json!(null), json!("x")] {
         assert_eq!(
             app.report("t", body).await.json()["detail"][0]["type"],
@@ -293,7 +237,7 @@ async fn all_faults_of_a_report_at_once() {
     }
 }
 
-/// Collects what is logged on this thread.
+/// Collects the log lines of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -395,7 +339,7 @@ async fn a_database_that_is_gone_is_said_to_be_unavailable() {
 
     server.stop().await.expect("it stops");
     for path in ["/readyz", "/v1/agents/a/tasks"] {
-        // A connection that was idle and one that can't be made.
+        // The first uses an idle connection; the others cannot connect.
         for _ in 0..3 {
             let (status, headers, body) = get(path).await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path} {body}");
@@ -403,10 +347,10 @@ async fn a_database_that_is_gone_is_said_to_be_unavailable() {
             assert_eq!(headers["retry-after"], "1");
         }
     }
-    assert_eq!(get("/health").await.2, "ok", "the process is alive all the same");
+    assert_eq!(get("/health").await.2, "ok", "liveness does not depend on the database");
 
     let server = Embedded::start(&options).await.expect("it starts");
-    assert_eq!(get("/readyz").await.2, "ok", "it comes back by itself");
+    assert_eq!(get("/readyz").await.2, "ok", "it reconnects");
     assert_eq!(get("/v1/agents/a/tasks").await.0, StatusCode::OK);
     server.stop().await.expect("it stops");
 }
@@ -423,6 +367,6 @@ async fn request_ids_are_taken_or_made_and_returned() {
     };
     assert_eq!(with_id("caller-1").await, "caller-1");
     for unusable in ["", "has a space", &"x".repeat(129)] {
-        assert_eq!(with_id(unusable).await.len(), 36, "made up instead of {unusable:?}");
+        assert_eq!(with_id(unusable).await.len(), 36, "generated instead of {unusable:?}");
     }
 }

@@ -11,6 +11,7 @@ mod embedded;
 mod errors;
 mod events;
 mod fastapi;
+mod limits;
 mod list;
 mod migrations;
 mod model;

@@ -1,15 +1,25 @@
-//! Writes that are committed together, and what is counted of them.
+//! Group commit, and the counts that writes maintain.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use futures_util::future::join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::Connection;
+use task_history::domain::Limits;
 
-use crate::support::cluster;
-use crate::support::test_app::TestApp;
+use crate::support::test_app::{self, TestApp};
+use crate::support::{cluster, program, until};
 
-/// Locks the tasks, so that writers wait, until it is dropped.
-async fn lock_tasks(app: &TestApp) -> sqlx::PgConnection {
+/// An app whose test key stays cached. A request then reaches the write queue at its first poll.
+async fn app_with_cached_key() -> TestApp {
+    let key_cache_ttl = Duration::from_hours(1);
+    TestApp::start_with(Limits { key_cache_ttl, ..test_app::short_limits() }).await
+}
+
+/// Locks the table of tasks until the connection is closed or dropped.
+pub async fn lock_tasks(app: &TestApp) -> sqlx::PgConnection {
     let mut connection = cluster::connect(&app.database).await;
     sqlx::raw_sql("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         .execute(&mut connection)
@@ -47,20 +57,20 @@ async fn what_does_not_fit_is_refused_at_once() {
     let invoke = |n: usize| {
         app.invoke("a", json!({ "id": n.to_string(), "title": "t", "input": { "text": text } }))
     };
-    let refused = std::sync::atomic::AtomicUsize::new(0);
+    let refused = AtomicUsize::new(0);
     let requests = join_all((0..30).map(|n| {
         let (invoke, refused) = (invoke(n), &refused);
         async move {
             let answer = invoke.await;
             if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-                refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                refused.fetch_add(1, Ordering::Relaxed);
             }
             answer
         }
     }));
-    // Those that are refused are answered while the others still wait.
+    // The refused ones are answered while the others still wait.
     let unlock = async {
-        crate::support::until(|| refused.load(std::sync::atomic::Ordering::Relaxed) >= 10).await;
+        until(|| refused.load(Ordering::Relaxed) >= 10).await;
         lock.close().await.expect("unlocked");
     };
     let (answers, ()) = futures_util::future::join(requests, unlock).await;
@@ -78,18 +88,20 @@ async fn what_does_not_fit_is_refused_at_once() {
     }
     assert!(
         (16..=20).contains(&recorded),
-        "16 MiB may wait, and two batches are under way: {recorded}"
+        "16 MiB may be queued, and two batches are in flight: {recorded}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_has_gone_takes_nothing_along() {
-    let app = TestApp::start().await;
+    let app = app_with_cached_key().await;
     let lock = lock_tasks(&app).await;
     let invoke = |n: usize| app.invoke("a", json!({ "id": n.to_string(), "input": {} }));
     {
         let gone = join_all((0..5).map(invoke));
         tokio::select! {
+            // The first poll queues all five.
+            biased;
             _ = gone => panic!("the table is locked"),
             () = cluster::until_waiting(&app.database) => {}
         }
@@ -99,11 +111,16 @@ async fn a_caller_that_has_gone_takes_nothing_along() {
     for answer in answers {
         answer.ok();
     }
+    // The writes of the clients that closed their requests are recorded too.
+    let mut connection = cluster::connect(&app.database).await;
+    let recorded = "SELECT count(*) FROM tasks";
+    cluster::until_count(&mut connection, recorded, |count| count == 10).await;
+    assert_eq!(app.get("/v1/tasks").await.ok()["total"], 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_of_one_task_keep_their_order() {
-    let app = TestApp::start().await;
+    let app = app_with_cached_key().await;
     let lock = lock_tasks(&app).await;
     let invoke = |n: usize| {
         let id = if n.is_multiple_of(2) { "same".to_owned() } else { n.to_string() };
@@ -113,7 +130,7 @@ async fn turns_of_one_task_keep_their_order() {
         cluster::until_waiting(&app.database).await;
         lock.close().await.expect("unlocked");
     };
-    // Polled in this order, so they come in it.
+    // The first poll queues them in this order.
     let (answers, ()) = futures_util::future::join(join_all((0..20).map(invoke)), unlock).await;
     for answer in answers {
         answer.ok();
@@ -129,7 +146,7 @@ async fn turns_of_one_task_keep_their_order() {
     assert_eq!(texts, expected);
 }
 
-/// What a recount finds in the app's organization.
+/// The differences that a recount finds in the app's organization.
 async fn drift(app: &TestApp) -> Vec<String> {
     app.store.verify(app.organization, "default").await.expect("a recount").drift
 }
@@ -143,8 +160,10 @@ async fn counts_agree_whoever_writes() {
         async move {
             let id = format!("t{}", n % 25);
             let body = json!({
-                "id": id, "input": { "text": "x", "user": user(n) }, "triggering_agent_id": format!("g{}", n % 2),
-                "parent_execution_id": if n % 5 == 0 { Value::Null } else { json!(format!("t{}", n % 7)) }
+                "id": id,
+                "input": { "text": "x", "user": user(n) },
+                "triggering_agent_id": format!("g{}", n % 2),
+                "parent_execution_id": (n % 5 != 0).then(|| format!("t{}", n % 7))
             });
             app.invoke(&format!("a{}", n % 5), body).await.ok();
             let status = ["executing", "completed", "failed", "paused"][n % 4];
@@ -160,9 +179,11 @@ async fn counts_agree_whoever_writes() {
     }));
     changes.await;
     assert_eq!(drift(&app).await, Vec::<String>::new());
-    // Somebody at a database prompt.
+    // Writes past the service, as in psql.
     for statement in [
-        "UPDATE tasks SET status = 'error', user_id = 'someone', agent_id = 'b', created_at = '2026-01-01' WHERE id < 't2'",
+        "UPDATE tasks SET status = 'error', user_id = 'someone', agent_id = 'b',
+                          created_at = '2026-01-01'
+         WHERE id < 't2'",
         "DELETE FROM tasks WHERE id = 't3'",
         "UPDATE task_turns SET status = 'error' WHERE task_id < 't2'",
     ] {
@@ -191,7 +212,8 @@ async fn a_recount_tells_what_does_not_agree() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert_eq!(
         told[0],
-        "counts of agent a, day 2026-03-23 00:00:00+00: kept {2,0,0,0,0,0,0}, counted {1,0,0,0,0,0,0}"
+        "counts of agent a, day 2026-03-23 00:00:00+00: kept {2,0,0,0,0,0,0}, \
+         counted {1,0,0,0,0,0,0}"
     );
     assert_eq!(told[1], "task t: differs from its latest turn, of 2 turns");
     cluster::execute(&app.database, "DELETE FROM task_turns WHERE turn = 1").await;
@@ -199,8 +221,8 @@ async fn a_recount_tells_what_does_not_agree() {
     assert_eq!(drift(&app).await[1], "task t: says 2 turns, has 1, the latest 2");
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_task-history"));
     command.arg("verify").env("DATABASE_URL", cluster::url_of(&app.database));
-    let output = crate::support::program::run(command).await;
+    let output = program::run(command).await;
     assert_eq!(output.status.code(), Some(2));
-    let said = crate::support::program::text(&output.stdout);
+    let said = program::text(&output.stdout);
     assert!(said.contains("default: 1 tasks, 2 differences\n  counts of agent a"), "{said}");
 }
