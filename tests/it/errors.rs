@@ -162,9 +162,11 @@ async fn a_request_that_is_given_up_holds_nothing() {
         }
     }
     let mut watcher = cluster::connect(&app.database).await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    cluster::until_count(&mut watcher, waiting, |count| count == 0).await;
+    let transactions = "SELECT count(*) FROM pg_stat_activity
+                        WHERE datname = current_database()
+                          AND application_name = 'task-history'
+                          AND xact_start IS NOT NULL";
+    cluster::until_count(&mut watcher, transactions, |count| count == 0).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("unlocked");
     let lock = sqlx::raw_sql("BEGIN; SELECT FROM tasks FOR UPDATE NOWAIT; COMMIT");
     lock.execute(&mut watcher).await.expect("no other session holds the lock");

@@ -208,13 +208,25 @@ async fn a_lost_listener_catches_up() {
     let mut events = SseClient::follow_at(&app, &another_instance(&app), "t").await;
     events.next().await.expect("an event");
     let mut connection = cluster::connect(&app.database).await;
+    // The listener cannot reconnect until the report is committed.
+    let allow_connections = async |allowed: bool| {
+        let database = &app.database;
+        let statement = format!("ALTER DATABASE {database} ALLOW_CONNECTIONS {allowed}");
+        cluster::execute("postgres", &statement).await;
+    };
+    allow_connections(false).await;
     let end_listeners = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
                          FROM pg_stat_activity
                          WHERE datname = current_database()
                            AND application_name = 'task-history listener'";
     let ended = sqlx::query_scalar::<_, i64>(end_listeners).fetch_one(&mut connection).await;
     assert_eq!(ended.expect("a count"), 1, "one connection listens");
+    let listeners = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database()
+                       AND application_name = 'task-history listener'";
+    cluster::until_count(&mut connection, listeners, |count| count == 0).await;
     app.report("t", json!({ "status": "executing" })).await.ok();
+    allow_connections(true).await;
     assert_eq!(events.next().await.expect("an event")["data"]["status"], "executing");
     app.report("t", json!({ "status": "completed" })).await.ok();
     assert_eq!(events.rest().await, ["task_finished completed"]);
