@@ -125,13 +125,13 @@ async fn nothing_is_written_where_nobody_watches() {
     assert_eq!(written().await, 1);
     events.next().await.expect("an event");
     drop(events);
-    nobody_watches(&app).await;
+    until_unwatched(&app).await;
     app.report("t", json!({ "status": "executing" })).await.ok();
     assert_eq!(written().await, 1);
 }
 
 /// Waits until all watches have ended. A watch releases its lock some time after its stream ended.
-async fn nobody_watches(app: &TestApp) {
+async fn until_unwatched(app: &TestApp) {
     let mut connection = cluster::connect(&app.database).await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
@@ -148,7 +148,7 @@ async fn a_reader_that_does_not_read_is_dropped() {
     for n in 0..40 {
         push(&app, "t", "chunk", json!(n.to_string())).await;
     }
-    nobody_watches(&app).await;
+    until_unwatched(&app).await;
     app.report("t", json!({ "status": "completed" })).await.ok();
     let seen = events.rest().await;
     let chunks: Vec<_> = (0..seen.len() - 1).map(|n| format!("chunk \"{n}\"")).collect();
