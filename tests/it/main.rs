@@ -5,9 +5,7 @@
 
 mod auth;
 mod conversation;
-mod crash;
 mod document_walk;
-mod embedded;
 mod errors;
 mod events;
 mod fastapi;
@@ -18,10 +16,8 @@ mod model;
 mod openapi;
 mod plans;
 mod program;
-mod readme;
 mod sdk;
 mod support;
 mod tasks;
 mod tidy;
-mod transfer;
 mod writes;

@@ -1,4 +1,4 @@
-//! The migrations: who applies them, what they make, what is promised about them.
+//! The migrations: how they are applied, the schema that they create, and its invariants.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,10 +26,10 @@ const LANDED: &[(&str, &str)] = &[
     ("20261125000008", "7eb385d124e1cbb5"),
 ];
 
-/// Renders the schema as SQL, one paragraph a row, from the catalog. The result is the same on all
+/// Renders the schema as SQL from the catalog, one paragraph per row. The result is the same on all
 /// supported versions of PostgreSQL, which `pg_dump` does not promise.
 ///
-/// Tables come after those that they refer to, then by name. So the page can be loaded.
+/// Tables are sorted by foreign key level, then by name, so that PostgreSQL can load the page.
 const SCHEMA: &str = r#"
     WITH RECURSIVE levels AS (
         SELECT oid, 0 AS level
@@ -71,7 +71,7 @@ const SCHEMA: &str = r#"
             ON value.adrelid = attribute.attrelid AND value.adnum = attribute.attnum
         WHERE attribute.attnum > 0 AND NOT attribute.attisdropped
     ),
-    -- NOT NULL is a constraint of its own since PostgreSQL 18. Here it stands with its column.
+    -- NOT NULL is a constraint of its own since PostgreSQL 18. Here it is rendered with its column.
     constraints AS (
         SELECT conrelid, strpos('pufcx', contype::text) AS place, conname,
                '    CONSTRAINT ' || quote_ident(conname) || ' ' || pg_get_constraintdef(oid) AS line
@@ -162,9 +162,9 @@ const SCHEMA: &str = r#"
 
 /// Indexes that do not begin with the organization, and why.
 const OTHER_INDEXES: &[(&str, &str)] = &[
-    ("organizations_pkey", "its id is the organization"),
+    ("organizations_pkey", "the id is the organization id"),
     ("organizations_name_key", "the name of an organization is unique"),
-    ("api_keys_digest_key", "the digest of a key tells its organization"),
+    ("api_keys_digest_key", "the digest of a key identifies its organization"),
 ];
 
 async fn migrate_with_cli(database: &str) {
@@ -198,7 +198,7 @@ async fn texts(connection: &mut PgConnection, query: &str) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// The applied migrations, with the time of each, and the schema.
+/// The applied migrations, each with its time, and the rendered schema.
 async fn state(database: &str) -> (Vec<String>, String) {
     let mut connection = cluster::connect(database).await;
     let applied = "
@@ -210,7 +210,7 @@ async fn state(database: &str) -> (Vec<String>, String) {
     (applied, texts(&mut connection, SCHEMA).await.join("\n\n") + "\n")
 }
 
-/// The committed query data, a JSON document for each fixed statement.
+/// The committed query data: one JSON document per fixed statement.
 fn committed_statements() -> Vec<Value> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx");
     let entries = std::fs::read_dir(directory).expect("a directory");
@@ -244,7 +244,7 @@ async fn many_at_once_are_harmless() {
     assert_eq!(applied.len(), files);
 }
 
-/// What the compiler checks statements against is what the migrations make.
+/// The compiler checks statements against `.sqlx`, which must match the migrated schema.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn committed_query_data_is_current() {
     let database = cluster::migrated_database().await;
@@ -281,7 +281,7 @@ async fn the_schema_page_is_current() {
         "docs/schema.sql is not current: run `UPDATE=1 cargo test schema_page` and commit it"
     );
 
-    // Nothing is missing: the page makes the same schema.
+    // The page is complete: loading it creates the same schema.
     let loaded = cluster::empty_database().await;
     cluster::execute(&loaded, &page).await;
     let rendered = texts(&mut cluster::connect(&loaded).await, SCHEMA).await.join("\n\n") + "\n";
@@ -318,7 +318,7 @@ async fn landed_migrations_are_never_edited() {
 async fn every_text_column_compares_bytes() {
     let database = cluster::migrated_database().await;
     let mut connection = cluster::connect(&database).await;
-    // Attributes of composite types too: the trigger that counts groups by them.
+    // Attributes of composite types too: the counting trigger groups by them.
     let columns = r"
         SELECT pg_class.relname || '.' || attribute.attname || ' ' || pg_collation.collname
         FROM pg_attribute attribute
@@ -353,7 +353,7 @@ async fn every_key_and_index_begins_with_the_organization() {
     assert_eq!(found, listed, "indexes that do not begin with organization_id, and OTHER_INDEXES");
 }
 
-/// Scans of `tasks` in a plan: the condition of each on the index, or the name of the scan.
+/// Collects the scans of `tasks` in a plan: the index condition of each, or the kind of scan.
 fn scans_of_tasks(plan: &Value, found: &mut Vec<String>) {
     let node = plan["Node Type"].as_str().expect("a node");
     if plan["Relation Name"] == "tasks" && node.ends_with("Scan") {
@@ -365,15 +365,15 @@ fn scans_of_tasks(plan: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Type of a parameter as `PREPARE` takes it; `unknown` lets the server infer it.
+/// The type of a parameter for `PREPARE`. The server infers `unknown`.
 fn sql_type(described: &Value) -> String {
     let name = described.as_str().unwrap_or("unknown");
     name.strip_suffix("Array").map_or_else(|| name.to_owned(), |item| format!("{item}[]"))
 }
 
-/// A statement that changes or locks tasks by their ids looks them up, also in an organization that
-/// is newer than the statistics. If the planner believed that it has few rows, it would read all of
-/// them: with plans for all values (`plan_cache_mode`), until the next ANALYZE.
+/// Statements that change or lock tasks by id use an index on the id, also in an organization that
+/// is newer than the statistics. If the planner expected few rows in the organization, a generic
+/// plan (`plan_cache_mode`) would read all its rows until the next ANALYZE.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_organization_is_found_by_its_keys() {
     let database = cluster::migrated_database().await;
@@ -399,7 +399,7 @@ async fn a_new_organization_is_found_by_its_keys() {
              SELECT organization_id, id, 1, '{{}}', '{{}}', status, false, created_at FROM task"
         )
     };
-    // 30,000 tasks: of a few thousand the planner may well read half the table, which is cheap.
+    // 30,000 tasks: with a few thousand, the planner may read half the table, which is cheap.
     let off = "ALTER TABLE tasks SET (autovacuum_enabled = off);
                ALTER TABLE task_turns SET (autovacuum_enabled = off)";
     for statement in [off, &record("1, 200", 5), "ANALYZE", &record("201, 201", 30_000)] {
@@ -446,7 +446,7 @@ async fn a_database_of_an_older_development_schema_is_refused() {
         [(20_261_123_190_001_i64, "development version"), (99_999_999_999_999, "newer version")];
     for (version, message) in versions {
         let database = cluster::empty_database().await;
-        // The table is the one that sqlx makes.
+        // The same table as sqlx creates.
         let record = format!(
             "CREATE TABLE _sqlx_migrations (
                  version bigint PRIMARY KEY,
@@ -464,6 +464,6 @@ async fn a_database_of_an_older_development_schema_is_refused() {
         assert!(error.contains(message), "{version}: {error}");
         let mut connection = cluster::connect(&database).await;
         let tables = texts(&mut connection, SCHEMA).await;
-        assert!(tables.is_empty(), "{version}: nothing was made, but {tables:?}");
+        assert!(tables.is_empty(), "{version}: created {tables:?}");
     }
 }

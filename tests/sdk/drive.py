@@ -478,7 +478,7 @@ def filters_of_lists():
             ({"parent_task_id": a.id}, []),
             ({"status": Status.Executing, "internal_status": "waits for Bob & co"}, [c.id]),
             ({"status": Status.Executing, "user_id": "filter user"}, []),
-            ({"colour": "red"}, everything),
+            ({"color": "red"}, everything),
         ]
         for filters, want in cases:
             same(f"ids with {filters}", ids(tasks.list(agent_id=agent, filters=filters)), want)
@@ -867,7 +867,7 @@ def organization_in_the_path(organization):
 
 def main():
     with step("setup"):
-        # The organization is learnt from any task; event streams need it, and nothing else does.
+        # The organization is learned from any task; event streams need it, and nothing else does.
         cfg.organization_id = tasks.create(agent_id="whoami", prompt="whoami").organization_id
     organization = snippets()
     same("the organization", organization, cfg.organization_id)

@@ -1,10 +1,10 @@
 //! One PostgreSQL server for all test processes, and a database of its own for each test.
 //!
 //! The first process that needs the server starts a keeper: this test binary again, with
-//! [`keeper`] as its only test. The keeper owns the server. Every process that uses the server holds
-//! a shared lock on a file. The keeper stops the server and removes its directory once the lock has
-//! been free for a while. So `cargo test` runs all tests on one server, and so do cargo-nextest
-//! (a process for each test) and an editor (one test at a time).
+//! [`keeper`] as its only test. The keeper owns the server. Every process that uses the server
+//! holds a shared lock on a file. The keeper stops the server and removes its directory once the
+//! lock has been free for [`IDLE_TIMEOUT`]. So `cargo test` runs all tests on one server, and so do
+//! cargo-nextest (a process for each test) and an editor (one test at a time).
 //!
 //! If the keeper is killed, the kernel ends its server; the next keeper removes what is left.
 

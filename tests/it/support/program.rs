@@ -13,51 +13,56 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use super::{TIMEOUT, cluster};
 
-/// A key that the service is told to have.
+/// The bootstrap key of the services that tests start.
 pub const KEY: &str = "test-key-of-the-default-organization";
 
 /// A data directory, and how to run the program on it.
 pub struct DataDirectory {
-    pub directory: TempDir,
+    root: TempDir,
     program: PathBuf,
     user: Option<User>,
 }
 
 impl DataDirectory {
-    /// A directory for whoever runs the tests.
+    /// A directory of the user who runs the tests.
     pub fn new() -> Self {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_task-history"));
-        Self { directory: cluster::world_readable_directory(), program, user: None }
+        Self { root: cluster::world_readable_directory(), program, user: None }
     }
 
-    /// A directory for an ordinary user: where root runs the tests, for `nobody`.
+    /// A directory of an ordinary user: of `nobody` if root runs the tests.
     pub fn of_ordinary_user() -> Self {
-        let mut home = Self::new();
+        let mut directory = Self::new();
         if Uid::effective().is_root() {
             let user = User::from_name("nobody").expect("users").expect("nobody");
-            // The checkout may be where only root can go.
-            let program = home.directory.path().join("task-history");
-            std::fs::copy(&home.program, &program).expect("a copy");
-            std::os::unix::fs::chown(home.directory.path(), Some(user.uid.as_raw()), None)
+            // Only root may be able to enter the checkout.
+            let program = directory.path().join("task-history");
+            std::fs::copy(&directory.program, &program).expect("a copy");
+            std::os::unix::fs::chown(directory.path(), Some(user.uid.as_raw()), None)
                 .expect("own directory");
-            home.program = program;
-            home.user = Some(user);
+            directory.program = program;
+            directory.user = Some(user);
         }
-        home
+        directory
+    }
+
+    /// The directory that holds the data directory.
+    pub fn path(&self) -> &Path {
+        self.root.path()
     }
 
     /// The data directory of the service.
     pub fn data(&self) -> PathBuf {
-        self.directory.path().join("data-directory")
+        self.root.path().join("data-directory")
     }
 
-    /// The program with arguments, on this home's directory, in an environment with no settings.
+    /// The program with arguments, on this directory, in an environment without settings.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).kill_on_drop(true).stdin(Stdio::null()).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("TASK_HISTORY_DATA_DIR", self.data()).env("TASK_HISTORY_LISTEN", "127.0.0.1:0");
-        command.current_dir(self.directory.path());
+        command.current_dir(self.root.path());
         if let Some(user) = &self.user {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
@@ -126,7 +131,7 @@ impl RunningService {
         kill(Pid::from_raw(pid), signal).expect("a signal");
     }
 
-    /// Reads the log up to the line with this message.
+    /// Reads the log up to the first line whose message contains this text.
     pub async fn wait_for_log(&mut self, message: &str) -> Value {
         let find = async {
             while let Some(line) = self.stderr.next_line().await.expect("a pipe") {
@@ -140,7 +145,7 @@ impl RunningService {
         tokio::time::timeout(TIMEOUT, find).await.expect("the message comes")
     }
 
-    /// Reads standard output up to the line that ends like this.
+    /// Reads standard output up to the first line that ends with this text.
     pub async fn read_stdout_until(&mut self, end: &str) -> String {
         let mut printed = String::new();
         let read = async {
@@ -155,7 +160,7 @@ impl RunningService {
         printed
     }
 
-    /// Waits for the end: how it ended, and what it wrote that has not been read.
+    /// Waits for the process to end. Returns its status, and the output that has not been read.
     pub async fn ended(mut self) -> (ExitStatus, String, String) {
         let status = tokio::time::timeout(TIMEOUT, self.child.wait())
             .await
@@ -171,7 +176,7 @@ impl RunningService {
         (status, stdout, stderr)
     }
 
-    /// Tells it to stop and sees that it does so well.
+    /// Stops the service with SIGTERM and checks that it succeeds. Returns the unread output.
     pub async fn stop(self) -> (String, String) {
         self.signal(Signal::SIGTERM);
         let (status, stdout, stderr) = self.ended().await;
@@ -198,13 +203,13 @@ impl RunningService {
     }
 }
 
-/// The number in the cluster's `postmaster.pid`.
+/// The process id in the cluster's `postmaster.pid`.
 pub fn postmaster(data: &Path) -> Option<Pid> {
     let text = std::fs::read_to_string(data.join("data/postmaster.pid")).ok()?;
     text.lines().next()?.parse().ok().map(Pid::from_raw)
 }
 
-/// Whether a process has this number, dead ones that nobody has waited for aside.
+/// Whether a process with this id runs. A zombie does not run.
 pub fn is_alive(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')))

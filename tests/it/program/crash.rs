@@ -1,4 +1,4 @@
-//! What is acknowledged is kept, whoever is killed while 64 clients write.
+//! No acknowledged write is lost when the service, PostgreSQL or both are killed under load.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -13,14 +13,14 @@ use crate::support::until;
 const ROUNDS: usize = 10;
 const WRITERS: usize = 64;
 
-/// How many writes are acknowledged in a round before somebody is killed.
+/// How many writes are acknowledged in a round before a process is killed.
 const ACKNOWLEDGED: usize = 200;
 
-/// What clients know of their writes.
+/// The client's record of its writes.
 #[derive(Default)]
-struct Known {
+struct ClientLog {
     acknowledged: BTreeSet<String>,
-    /// Sent, but not answered: they may have been recorded.
+    /// Sent without a success response: they may have been recorded.
     unanswered: BTreeSet<String>,
 }
 
@@ -40,16 +40,16 @@ fn has_key(id: &str) -> bool {
     id.ends_with("even")
 }
 
-/// One client: writes until it gets no answer, and every second time reports an outcome too.
-async fn write(client: Client, base: String, name: String, known: Arc<Mutex<Known>>) {
+/// One client: writes until a request fails. It also reports an outcome for every third task.
+async fn write(client: Client, base: String, name: String, log: Arc<Mutex<ClientLog>>) {
     for n in 0.. {
         let id = format!("{name}-{n}-{}", if n % 2 == 0 { "even" } else { "odd" });
         if send(&client, &base, &id).await != Some(StatusCode::OK) {
-            // No answer, or a refusal: nobody knows whether it was recorded.
-            known.lock().expect("no panic").unanswered.insert(id);
+            // No response, or an error: the task may have been recorded.
+            log.lock().expect("no panic").unanswered.insert(id);
             return;
         }
-        known.lock().expect("no panic").acknowledged.insert(id.clone());
+        log.lock().expect("no panic").acknowledged.insert(id.clone());
         if n % 3 == 0 {
             let report = client
                 .patch(format!("{base}/agent-execution/{id}/update"))
@@ -62,29 +62,29 @@ async fn write(client: Client, base: String, name: String, known: Arc<Mutex<Know
     }
 }
 
-/// Starts the service with a log that nobody need read while it runs.
-async fn serve(home: &DataDirectory) -> RunningService {
-    let mut command = home.command::<&str>([]);
+/// Starts the service without a log, which the test would have to read.
+async fn serve(directory: &DataDirectory) -> RunningService {
+    let mut command = directory.command::<&str>([]);
     command.env("TASK_HISTORY_BOOTSTRAP_KEY", KEY).env("TASK_HISTORY_LOG", "off");
     RunningService::start(command).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost() {
-    let home = DataDirectory::new();
+    let directory = DataDirectory::new();
     let client = Client::new();
-    let known = Arc::new(Mutex::new(Known::default()));
+    let log = Arc::new(Mutex::new(ClientLog::default()));
     for round in 0..ROUNDS {
-        let service = serve(&home).await;
-        let before = known.lock().expect("no panic").acknowledged.len();
+        let service = serve(&directory).await;
+        let before = log.lock().expect("no panic").acknowledged.len();
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let name = format!("{round}-{writer}");
-                tokio::spawn(write(client.clone(), service.base.clone(), name, known.clone()))
+                tokio::spawn(write(client.clone(), service.base.clone(), name, log.clone()))
             })
             .collect();
-        until(|| known.lock().expect("no panic").acknowledged.len() >= before + ACKNOWLEDGED).await;
-        let server = postmaster(&home.data()).expect("it runs");
+        until(|| log.lock().expect("no panic").acknowledged.len() >= before + ACKNOWLEDGED).await;
+        let server = postmaster(&directory.data()).expect("it runs");
         if round % 3 != 1 {
             kill(server, Signal::SIGKILL).expect("a signal");
         }
@@ -96,11 +96,11 @@ async fn nothing_acknowledged_is_lost() {
             writer.await.expect("no panic");
         }
     }
-    let service = serve(&home).await;
-    let Known { mut acknowledged, unanswered } =
-        std::mem::take(&mut *known.lock().expect("no panic"));
-    assert!(!unanswered.is_empty(), "somebody was in the middle of a write");
-    // What was sent with a key is sent again: also some of what was acknowledged.
+    let service = serve(&directory).await;
+    let ClientLog { mut acknowledged, unanswered } =
+        std::mem::take(&mut *log.lock().expect("no panic"));
+    assert!(!unanswered.is_empty(), "a client was in the middle of a write");
+    // Requests with an idempotency key are sent again, among them some acknowledged ones.
     let again: Vec<_> = unanswered.iter().chain(acknowledged.iter().step_by(7)).cloned().collect();
     for id in again.iter().filter(|id| has_key(id)) {
         assert_eq!(send(&client, &service.base, id).await, Some(StatusCode::OK), "{id}");
@@ -115,8 +115,8 @@ async fn nothing_acknowledged_is_lost() {
     assert!(lost.is_empty(), "lost: {lost:?}");
     let others: Vec<_> =
         recorded.difference(&acknowledged).filter(|id| !unanswered.contains(*id)).collect();
-    assert!(others.is_empty(), "nobody sent: {others:?}");
-    let verified = home.run(&["verify"]).await;
+    assert!(others.is_empty(), "recorded, but never sent: {others:?}");
+    let verified = directory.run(&["verify"]).await;
     assert!(verified.status.success(), "{}", text(&verified.stdout));
     service.stop().await;
 }

@@ -1,46 +1,64 @@
-//! Tasks out of one database and into another.
+//! `task-history export` and `task-history import`.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::Connection;
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::support::cluster;
 use crate::support::program::{self, text};
 use crate::support::test_app::TestApp;
+use crate::support::{TIMEOUT, cluster};
 
-/// Runs the program on the app's database.
-async fn run(app: &TestApp, arguments: &[&str]) -> Output {
+/// The program with arguments, on the app's database.
+fn command(app: &TestApp, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_task-history"));
     command.args(arguments).env("DATABASE_URL", cluster::url_of(&app.database)).kill_on_drop(true);
-    program::run(command).await
+    command
 }
 
-/// Tasks with all that a task can have.
+/// Runs the program on the app's database to its end.
+async fn run(app: &TestApp, arguments: &[&str]) -> Output {
+    program::run(command(app, arguments)).await
+}
+
+/// Records tasks that use every field.
 async fn record_tasks(app: &TestApp) {
-    let user = json!({ "id": "u1", "email": "u1@example.com", "additional_attributes": { "z": 1.50, "a": [null] } });
+    let user = json!({
+        "id": "u1", "email": "u1@example.com",
+        "additional_attributes": { "z": 1.50, "a": [null] }
+    });
     let body = json!({
-        "id": "é \"quoted\"", "title": "A title", "input": { "text": "one\n", "files": ["f"], "user": user },
-        "payload_extension": { "b": 1, "a": 12_345_678_901_234_567_890_u64 }, "source": "dashboard",
+        "id": "é \"quoted\"", "title": "A title", "source": "dashboard",
+        "input": { "text": "one\n", "files": ["f"], "user": user },
+        "payload_extension": { "b": 1, "a": 12_345_678_901_234_567_890_u64 },
         "llm_reasoning_effort": "high", "mcp_servers": [{ "name": "m" }]
     });
     app.invoke("a", body).await.ok();
     app.advance(1.25);
     app.report("%C3%A9%20%22quoted%22", json!({ "status": "executing" })).await.ok();
-    let push = json!([{ "type": "think", "data": { "b": 1, "a": "hm" } }, { "type": "chunk", "data": "x" }]);
+    let push = json!([
+        { "type": "think", "data": { "b": 1, "a": "hm" } },
+        { "type": "chunk", "data": "x" }
+    ]);
     app.request("POST", "/agent-execution/%C3%A9%20%22quoted%22/events/push", Some(push))
         .await
         .ok();
     let outcome = json!({
-        "status": "paused", "result": "R", "internal_status": "half", "tokens": { "total_tokens": 5 },
+        "status": "paused", "result": "R", "internal_status": "half",
+        "tokens": { "total_tokens": 5 },
         "hitl_request": { "wait_node_id": "w" }, "title": "Another title"
     });
     app.report("%C3%A9%20%22quoted%22", outcome).await.ok();
     for text in ["first", "second", "third"] {
         app.advance(0.5);
-        let body = json!({ "id": "t", "input": { "text": text }, "parent_execution_id": "p", "triggering_agent_id": "g" });
+        let body = json!({
+            "id": "t", "input": { "text": text }, "parent_execution_id": "p",
+            "triggering_agent_id": "g"
+        });
         app.invoke("b", body).await.ok();
         app.report("t", json!({ "status": "completed", "result": text })).await.ok();
     }
@@ -86,7 +104,7 @@ async fn what_is_exported_can_be_imported() {
     assert_eq!(other.get("/v1/tasks?internal_status=half").await.ok()["total"], 1);
     let verified = run(&other, &["verify"]).await;
     assert!(verified.status.success(), "{}", text(&verified.stdout));
-    // The conversation goes on where it was.
+    // The imported conversation can be continued.
     other.invoke("b", json!({ "id": "t", "input": { "text": "fourth" } })).await.ok();
     assert_eq!(other.get("/v1/tasks/t/thread").await.ok()[6]["content"], "fourth");
     let of_agent = run(&other, &["export", "--agent-id", "a"]).await;
@@ -102,7 +120,7 @@ async fn importing_again_changes_nothing() {
     let before = text(&run(&app, &["export"]).await.stdout).to_owned();
     let directory = TempDir::new().expect("a directory");
     let file = directory.path().join("tasks.ndjson");
-    // One of them has another result here, and one comes twice.
+    // One task has another result in the file, one has a new id, and each line is there twice.
     let changed = before.replace("third", "other").replace(r#""id":"stopped""#, r#""id":"new""#);
     std::fs::write(&file, format!("{changed}{changed}\n\n")).expect("written");
     let imported = run(&app, &["import", &file.display().to_string(), "--json"]).await;
@@ -115,11 +133,11 @@ async fn importing_again_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_lines_are_named() {
     let app = TestApp::start().await;
+    let at = "2026-01-01T00:00:00Z";
     let good = |id: &str| {
         json!({
-            "id": id, "agent_id": "a", "source": "api", "created_at": "2026-01-01T00:00:00Z",
-            "updated_at": "2026-01-01T00:00:00Z",
-            "turns": [{ "input": { "text": "x" }, "status": "completed", "created_at": "2026-01-01T00:00:00Z" }]
+            "id": id, "agent_id": "a", "source": "api", "created_at": at, "updated_at": at,
+            "turns": [{ "input": { "text": "x" }, "status": "completed", "created_at": at }]
         })
     };
     let with = |name: &str, value: Value| {
@@ -147,7 +165,7 @@ async fn bad_lines_are_named() {
         (
             with(
                 "events",
-                json!([{ "event": 0, "turn": 1, "type": "t", "data": 1, "created_at": "2026-01-01T00:00:00Z" }]),
+                json!([{ "event": 0, "turn": 1, "type": "t", "data": 1, "created_at": at }]),
             ),
             "numbered from 1",
         ),
@@ -183,15 +201,18 @@ async fn bad_lines_are_named() {
     assert!(text(&missing.stderr).contains("cannot read /no/such/file"));
 }
 
-/// An import that fails half way keeps what it wrote, and the next goes on.
+/// An import that fails keeps the batches it has written, and the next import continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_import_is_resumed() {
     let app = TestApp::start().await;
     let lines = (0..1300).map(|n| {
         json!({
             "id": format!("t{n:04}"), "agent_id": format!("a{}", n % 3), "source": "api",
-            "created_at": format!("2026-01-01T{:02}:{:02}:00Z", n / 60 % 24, n % 60), "updated_at": "2026-02-01T00:00:00Z",
-            "turns": [{ "input": { "text": "x" }, "status": "failed", "created_at": "2026-01-01T00:00:00Z" }]
+            "created_at": format!("2026-01-01T{:02}:{:02}:00Z", n / 60 % 24, n % 60),
+            "updated_at": "2026-02-01T00:00:00Z",
+            "turns": [{
+                "input": { "text": "x" }, "status": "failed", "created_at": "2026-01-01T00:00:00Z"
+            }]
         })
         .to_string()
     });
@@ -219,61 +240,109 @@ async fn an_import_is_resumed() {
     assert!(run(&app, &["verify"]).await.status.success());
 }
 
-/// Also where they are in batches that could be written at the same time, and the first of those has to wait.
+/// The first batch waits for a lock. Only an import that waits for the first batch before it sends
+/// the second one comes to rest with a single statement in progress.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_tasks_with_one_id_the_first_is_imported() {
     let app = TestApp::start().await;
     let line = |id: String, result: &str| {
+        let at = "2026-01-01T00:00:00Z";
         json!({
-            "id": id, "agent_id": "a", "source": "api", "created_at": "2026-01-01T00:00:00Z",
-            "updated_at": "2026-01-01T00:00:00Z",
+            "id": id, "agent_id": "a", "source": "api", "created_at": at, "updated_at": at,
             "turns": [{
-                "input": { "text": "x" }, "status": "completed", "result": result, "created_at": "2026-01-01T00:00:00Z"
+                "input": { "text": "x" }, "status": "completed", "result": result, "created_at": at
             }]
         })
         .to_string()
     };
-    // A batch has 500; both have the one that comes twice.
-    let mut lines: Vec<_> = (0..1000).map(|n| line(format!("t{n:04}"), "only")).collect();
+    // Three batches of 500 tasks. The first two both have the task `twice`. The reader sends the
+    // third batch at line 1501, which blocks until the import has taken the second batch. So the
+    // import has taken the second batch when the reader reports line 1502.
+    let mut lines: Vec<_> = (0..1501).map(|n| line(format!("t{n:04}"), "only")).collect();
     lines[499] = line("twice".to_owned(), "first");
     lines[500] = line("twice".to_owned(), "second");
+    lines.push("{".to_owned());
     let directory = TempDir::new().expect("a directory");
     let file = directory.path().join("tasks.ndjson").display().to_string();
     std::fs::write(&file, lines.join("\n")).expect("written");
 
-    // Somebody else is about to write the first task, so the first batch waits for them. They count nothing, as nobody but
-    // the first batch shall wait.
+    // Another transaction inserts the first task, so the first batch waits for its end. It runs no
+    // triggers: a lock on the task counts would stop the second batch too.
     let mut other = cluster::connect(&app.database).await;
     let mut transaction = other.begin().await.expect("a transaction");
-    sqlx::query("SET LOCAL session_replication_role = replica")
-        .execute(&mut *transaction)
+    let insert = "
+        SET LOCAL session_replication_role = replica;
+        INSERT INTO tasks (organization_id, id, agent_id, status, source, turns, created_at,
+                           updated_at)
+        SELECT id, 't0000', 'a', 'pending', 'api', 1, now(), now()
+        FROM organizations WHERE name = 'default'";
+    sqlx::raw_sql(insert).execute(&mut *transaction).await.expect("a task");
+
+    let mut command = command(&app, &["import", &file, "--on-error", "skip"]);
+    let mut import =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut stderr = BufReader::new(import.stderr.take().expect("piped")).lines();
+    let skipped = tokio::time::timeout(TIMEOUT, stderr.next_line()).await.expect("a line in time");
+    let skipped = skipped.expect("a pipe").expect("a line");
+    assert!(skipped.starts_with("line 1502 is skipped"), "{skipped}");
+
+    let pid = import.id().expect("it runs");
+    let mut observer = cluster::connect(&app.database).await;
+    let started = Instant::now();
+    loop {
+        let before = thread_states(pid);
+        let in_progress: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name = 'task-history'
+               AND state <> 'idle'",
+        )
+        .fetch_one(&mut observer)
         .await
-        .expect("a setting");
-    sqlx::query(
-        "INSERT INTO tasks (organization_id, id, agent_id, status, source, turns, created_at, updated_at)
-         SELECT id, 't0000', 'a', 'pending', 'api', 1, now(), now() FROM organizations WHERE name = 'default'",
-    )
-    .execute(&mut *transaction)
-    .await
-    .expect("a task");
-    let watching = async {
-        cluster::until_waiting(&app.database).await;
-        let mut connection = cluster::connect(&app.database).await;
-        // Long enough for a batch that waits for nobody.
-        for _ in 0..500 {
-            let written: i64 = sqlx::query_scalar("SELECT count(*) FROM tasks WHERE id = 'twice'")
-                .fetch_one(&mut connection)
-                .await
-                .expect("a number");
-            assert_eq!(written, 0, "the second batch waits for the first");
+        .expect("a count");
+        // The import did nothing during the query, and only one statement can still wake it.
+        if in_progress == 1 && are_idle(&before) && thread_states(pid) == before {
+            break;
         }
-        transaction.rollback().await.expect("a rollback");
-    };
-    let (imported, ()) = futures_util::future::join(run(&app, &["import", &file]), watching).await;
+        assert!(started.elapsed() < TIMEOUT, "the import does not wait: {in_progress} {before:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let written: i64 = sqlx::query_scalar("SELECT count(*) FROM tasks WHERE id = 'twice'")
+        .fetch_one(&mut observer)
+        .await
+        .expect("a count");
+    assert_eq!(written, 0, "the second batch waits for the first");
+
+    transaction.rollback().await.expect("a rollback");
+    let imported = tokio::time::timeout(TIMEOUT, import.wait_with_output()).await;
+    let imported = imported.expect("it ends").expect("output");
     assert!(
-        text(&imported.stdout).starts_with("999 tasks imported, 1 existed"),
+        text(&imported.stdout).starts_with("1500 tasks imported, 1 existed, 1 invalid lines"),
         "{}",
         text(&imported.stdout)
     );
     assert_eq!(app.get("/v1/tasks/twice").await.ok()["result"], "first");
+}
+
+/// The state of each thread of a process, and how often each has been switched in.
+fn thread_states(pid: u32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
+    let mut states: Vec<_> = threads
+        .map(|thread| {
+            let path = thread.expect("an entry").path();
+            // A thread may end in between.
+            let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+            let names =
+                ["Pid:", "State:", "voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"];
+            let lines =
+                status.lines().filter(|line| names.iter().any(|name| line.starts_with(name)));
+            lines.collect::<Vec<_>>().join(" ")
+        })
+        .collect();
+    states.sort();
+    states
+}
+
+/// Whether all threads sleep.
+fn are_idle(states: &[String]) -> bool {
+    states.iter().all(|state| state.contains("State:\tS"))
 }

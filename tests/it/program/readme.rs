@@ -1,8 +1,8 @@
-//! The README's session, pasted into a shell.
+//! The commands of the README, run in a shell.
 
 use crate::support::program::{DataDirectory, KEY, run, text};
 
-/// A command of a `console` block, and what it prints.
+/// A command of a `console` block, and its output.
 struct Step {
     command: String,
     printed: String,
@@ -25,7 +25,7 @@ fn steps(readme: &str) -> Vec<Step> {
     steps
 }
 
-/// Whether a text is as shown, where `…` stands for anything.
+/// Whether a text matches the shown one, in which `…` matches any text.
 fn is_as_shown(text: &str, shown: &str) -> bool {
     let mut parts: Vec<_> = shown.split('…').collect();
     let last = parts.pop().expect("one at least");
@@ -43,14 +43,14 @@ fn is_as_shown(text: &str, shown: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_session_prints_what_it_says() {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let steps = steps(readme);
     assert!(steps.len() >= 8, "the README has {} steps", steps.len());
     let setup =
         readme.lines().find(|line| line.starts_with("api() {")).expect("the README defines `api`");
 
-    let home = DataDirectory::new();
-    let service = home.serve().await;
+    let directory = DataDirectory::new();
+    let service = directory.serve().await;
     for step in &steps {
         let script = format!(
             "KEY={KEY}\n{}\n{}",
