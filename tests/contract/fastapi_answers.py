@@ -1,24 +1,34 @@
-"""What FastAPI and pydantic really answer, written down as a table.
+"""Records the responses of FastAPI and pydantic in a table.
 
-The hosted API that we stand in for is a FastAPI service, so its validation errors (and what it takes for an integer,
-a boolean or JSON at all) are those of FastAPI and pydantic. This script runs an app with the signatures of two of its
-endpoints, sends it every case below and writes the answers to `tests/it/contract/fastapi_answers.json`, where a Rust
-test compares them with our own. No server and no network are involved.
+The hosted API that the service replaces is a FastAPI service. So FastAPI and pydantic define its
+validation errors, and what it accepts as an integer, a boolean or JSON. This script runs an app
+with the signatures of two of its endpoints and sends it every case below. It writes the responses
+to `tests/it/contract/fastapi_answers.json`, and a Rust test compares them with those of the
+service. The script needs no server and no network.
 
     python3.11 -m venv venv
-    venv/bin/pip install fastapi==0.165.0 starlette==1.10.0 pydantic==2.14.3 pydantic_core==2.50.4 httpx==0.28.1
+    venv/bin/pip install fastapi==0.165.0 starlette==1.10.0 \\
+        pydantic==2.14.3 pydantic_core==2.50.4 httpx==0.28.1
     venv/bin/python3 tests/contract/fastapi_answers.py           # writes the table
-    venv/bin/python3 tests/contract/fastapi_answers.py --check   # exits 1 if the table is not what would be written
+    venv/bin/python3 tests/contract/fastapi_answers.py --check   # exits 1 if the table differs
 
-The Python version counts too: the texts and positions of `json_invalid` come from its `json` module, and 3.13 reworded
-the one for a trailing comma.
+The Python version matters too. The messages and positions of `json_invalid` come from its `json`
+module, and Python 3.13 changed the message for a trailing comma.
 
-A row has `name`, `method`, `target` (path and query, byte for byte as on the wire), `content_type` (null: no such
-header), `body` (null: none; bytes that are not UTF-8 are in `body_base64`, and then there is no `body`), `status` and
-`answer`: the body of an error, `page` and `per_page` of a list, null for an accepted task.
+A row has these fields:
 
-Left out is what FastAPI itself answers with 500: NaN, an infinite number (1e400 is one) or a lone surrogate where the
-error has to echo it; bytes that are neither JSON by content type nor UTF-8; an echo some 950 levels deep.
+- `name` and `method`
+- `target`: path and query, byte for byte as on the wire
+- `content_type`: null if there is no such header
+- `body`: null if there is none. Bytes that are not UTF-8 are in `body_base64`, without a `body`.
+- `status`
+- `answer`: the body of an error, `page` and `per_page` of a list, null for an accepted task
+
+The table has no cases that FastAPI itself answers with 500:
+
+- NaN, an infinite number (for example 1e400) or a lone surrogate, if the error echoes it
+- bytes that are neither JSON by content type nor UTF-8
+- an echo about 950 levels deep
 """
 
 import base64
@@ -34,7 +44,7 @@ from urllib.parse import unquote
 from fastapi import FastAPI, Query
 from pydantic import BaseModel
 
-# Starlette prefers a successor of httpx and says so at every import; for requests as plain as these both are the same.
+# Starlette warns at import that it prefers the successor of httpx. Both send these requests alike.
 warnings.filterwarnings("ignore", message="Using `httpx` with `starlette.testclient` is deprecated")
 from fastapi.testclient import TestClient  # noqa: E402
 
@@ -48,7 +58,7 @@ PACKAGES = {
 }
 TABLE = Path(__file__).resolve().parent.parent / "it" / "contract" / "fastapi_answers.json"
 
-# --- The app ---------------------------------------------------------------------------------------------------------
+# --- The app -------------------------------------------------------------------------------------
 
 app = FastAPI()
 
@@ -146,13 +156,13 @@ def invoke(agent_id: str, body: AgentExecutionRequest, version: str = Query(None
     return {}
 
 
-# --- The cases -------------------------------------------------------------------------------------------------------
+# --- The cases -----------------------------------------------------------------------------------
 
 cases: list[dict[str, Any]] = []
 
 
 def lists(name, query, agent_id="a1"):
-    """A GET of the list; `query` starts with its question mark, so that none at all can be told from an empty one."""
+    """A GET of the list. `query` starts with `?`, so an empty query differs from no query."""
     cases.append(
         {
             "name": name.replace(" ", "_"),
@@ -165,7 +175,7 @@ def lists(name, query, agent_id="a1"):
 
 
 def posts(name, body, content_type="application/json", target="/v1/agents/a1/invoke/async"):
-    """A POST of a task; `body` is text, bytes that are no text, or None."""
+    """A POST of a task. `body` is text, bytes that are not UTF-8, or None."""
     case = {"name": name.replace(" ", "_"), "method": "POST", "target": target, "content_type": content_type}
     if isinstance(body, bytes):
         case["body_base64"] = base64.b64encode(body).decode("ascii")
@@ -175,12 +185,12 @@ def posts(name, body, content_type="application/json", target="/v1/agents/a1/inv
 
 
 def posts_field(name, key, value):
-    """A body that is right but for one top-level field, given as JSON text."""
+    """A valid body except for one top-level field, given as JSON text."""
     posts(name, f'{{"input":{{}},"{key}":{value}}}')
 
 
 def posts_input(name, key, value):
-    """A body that is right but for one field of `input`, given as JSON text."""
+    """A valid body except for one field of `input`, given as JSON text."""
     posts(name, f'{{"input":{{"{key}":{value}}}}}')
 
 
@@ -189,7 +199,7 @@ def list_cases():
     lists("question mark and nothing else", "?")
     lists("page and per_page plain", "?page=2&per_page=5")
 
-    # What counts as an integer, in the parameter that has no upper bound.
+    # Accepted integers, in the parameter without an upper bound.
     for name, value in [
         ("plus sign encoded", "%2B1"),
         ("plus sign bare is a space", "+1"),
@@ -330,7 +340,7 @@ def list_cases():
         lists(f"page {name}", f"?page={value}")
     lists("page no equals sign", "?page")
 
-    # The parameter with both bounds.
+    # The parameter with a lower and an upper bound.
     for name, value in [
         ("zero", "0"),
         ("minus one", "-1"),
@@ -399,7 +409,7 @@ def list_cases():
         lists(f"status {name}", f"?status={value}")
     lists("status no equals sign", "?status")
 
-    # Repeats.
+    # Repeated parameters.
     for name, query in [
         ("page valid then valid", "page=2&page=3"),
         ("page valid then invalid", "page=2&page=x"),
@@ -418,7 +428,7 @@ def list_cases():
     ]:
         lists(f"repeated {name}", f"?{query}")
 
-    # Several faults: which order do they come in?
+    # Several errors: their order.
     for name, query in [
         ("reverse of declaration", "status=x&per_page=0&page=0"),
         ("of different kinds", "status=&per_page=51&page="),
@@ -463,7 +473,7 @@ def list_cases():
     ]:
         lists(f"names {name}", f"?{query}")
 
-    # Text filters take anything.
+    # Text filters accept any text.
     for name, query in [
         ("all empty", "user_id=&parent_task_id=&triggering_agent_id=&internal_status="),
         ("without equals sign", "user_id&internal_status"),
@@ -507,7 +517,7 @@ AGENT_IDS = [
     ("300 characters", "x" * 300),
 ]
 
-# Numbers that a re-implementation may well echo otherwise, as JSON text.
+# Numbers that another implementation may echo differently, as JSON text.
 ECHOED_NUMBERS = [
     "5",
     "0",
@@ -547,7 +557,7 @@ ECHOED_NUMBERS = [
 
 
 def body_cases():
-    # Is there a body, and is it an object?
+    # No body, and bodies that are not objects.
     posts("body none and no content type", None, None)
     posts("body none with json content type", None)
     posts("body none with text content type", None, "text/plain")
@@ -730,7 +740,7 @@ def body_cases():
         ("xssi prefix", ")]}',\n{}"),
         ("byte order mark in the middle", '{\ufeff"input":{}}'),
         ("byte order mark twice", '\ufeff\ufeff{"input":{}}'),
-        # does the position count characters, and what does a newline count?
+        # whether the position counts characters, and how it counts a newline
         ("after two byte characters", '{"\u00e9\u00e9":"\u00e9" x'),
         ("after three byte characters", '{"\u20ac\u20ac":"\u20ac" x'),
         ("after four byte characters", '{"\U0001f600\U0001f600":"\U0001f600" x'),
@@ -742,7 +752,7 @@ def body_cases():
         ("after newlines", '{\n  "input": {\n    "text": oops\n  }\n}\n'),
         ("after carriage returns and newlines", '{\r\n  "input": {\r\n    "text": oops\r\n  }\r\n}\r\n'),
         ("after a byte order mark", '\ufeff{"input":{},}'),
-        # deep inside
+        # deeply nested
         ("nested missing comma", '{"input":{"files":["a" "b"]}}'),
         ("nested missing colon", '{"input":{"user":{"email" "x"}}}'),
         ("nested trailing comma in array", '{"input":{"files":["a",]}}'),
@@ -753,7 +763,7 @@ def body_cases():
     ]:
         posts(f"broken {name}", text)
 
-    # JSON that only some parsers take.
+    # JSON that only some parsers accept.
     for name, text in [
         ("NaN in a free object", '{"input":{},"payload_extension":{"a":NaN}}'),
         ("Infinity in a free object", '{"input":{},"payload_extension":{"a":Infinity}}'),
@@ -818,7 +828,7 @@ def body_cases():
     posts("bytes utf-8 with charset latin-1", good, "application/json; charset=latin-1")
     posts("bytes latin-1 with charset latin-1", good.encode("latin-1"), "application/json; charset=latin-1")
 
-    # Content types, with a good body and with a broken one.
+    # Content types, with a valid body and with an invalid one.
     for content_type in [
         None,
         "",
@@ -960,7 +970,7 @@ def body_cases():
     ]:
         posts_input(f"user {name}", "user", value)
 
-    # Everything at once, and each string field by itself.
+    # All fields at once, and each string field alone.
     posts("all fields wrong in order", ALL_WRONG)
     posts("all fields wrong and backwards", json.dumps(dict(reversed(json.loads(ALL_WRONG).items()))))
     posts("all fields null", '{"input":null,' + NULLS.split(",", 1)[1].replace("}", ',"return_metrics":null}'))
@@ -1135,11 +1145,11 @@ ALL_WRONG = json.dumps(
 )
 
 
-# --- The answers -----------------------------------------------------------------------------------------------------
+# --- The responses -------------------------------------------------------------------------------
 
 
 class OnTheWire:
-    """Gives the app the target as a server would get it: the client would mend a broken one, and decode it twice."""
+    """Passes the target to the app unchanged. The client would repair it and decode it twice."""
 
     def __init__(self, app):
         self.app = app

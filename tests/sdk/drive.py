@@ -1,9 +1,10 @@
-"""Drives the official Python SDK, unmodified, against a running service, and compares the values that come back.
+"""Runs the official Python SDK, unmodified, against a running service and compares the results.
 
     drive.py BASE_URL API_KEY
 
-`run`, beside this file, makes the environment and starts the service. The steps up to `stop_and_404` are the snippets
-of the SDK's documentation; the later ones go where the SDK's users and its workers go beyond them.
+`run`, in the same directory, creates the environment and starts the service. The steps up to
+`stop_and_404` are the snippets of the SDK's documentation. The later steps cover what users and
+workers of the SDK do beyond them.
 """
 
 import asyncio
@@ -22,13 +23,14 @@ from urllib.parse import urlsplit
 
 BASE_URL, API_KEY = sys.argv[1:3]
 
-# What a caller's shell may say about the hosted service must not reach the SDK.
+# Settings of the hosted service in the caller's environment must not reach the SDK.
 for name in [name for name in os.environ if name.startswith("XPANDER_")]:
     del os.environ[name]
 os.environ["XPANDER_BASE_URL"] = BASE_URL
 os.environ["XPANDER_API_KEY"] = API_KEY
 
-# The SDK puts the organization into every path if the host's name contains `agent-controller`. This one is made up.
+# The SDK puts the organization into every path if the host name contains `agent-controller`.
+# This host name is invented.
 CONTROLLER = "agent-controller.test"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"127.0.0.1,localhost,{CONTROLLER}"
 resolve = socket.getaddrinfo
@@ -41,7 +43,7 @@ def resolve_controller(host, *rest, **options):
 
 socket.getaddrinfo = resolve_controller
 
-# An event stream that the server forgets to close would wait for ever.
+# Without a limit, the test would wait forever for an event stream that the server does not close.
 LIMIT_SECONDS = 120
 faulthandler.dump_traceback_later(LIMIT_SECONDS, exit=True)
 
@@ -104,7 +106,7 @@ def holds(what, condition, got=None):
 
 
 def refused(what, status, call):
-    """The call ends in the SDK's exception with this status, and its description is the service's `detail`."""
+    """The call raises the SDK's exception with this status and the service's `detail`."""
     try:
         call()
     except ModuleException as error:
@@ -121,7 +123,7 @@ def ids(items):
 
 def roles_and_texts(task):
     log = task.get_activity_log()
-    # The SDK hands over the raw text if the answer is none that it understands.
+    # The SDK returns the raw text of a response that it cannot parse.
     holds("the activity log is understood", not isinstance(log, str), log)
     same("the activity log's id", log.id, task.id)
     messages = [entry for entry in log.messages if isinstance(entry, AgentActivityThreadMessage)]
@@ -131,7 +133,7 @@ def roles_and_texts(task):
     return [(message.role, message.content.text) for message in messages]
 
 
-# Plain HTTP, for what the SDK has no call for
+# Plain HTTP, for requests that the SDK has no call for
 
 plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -260,7 +262,7 @@ def snippets():
         same("source_node_type", item.source_node_type, "webhook")
 
     with step("activity_log"):
-        # Nobody reported an outcome for the first turn.
+        # The first turn has no reported outcome.
         want = [
             ("user", "Reply with exactly FIRST"),
             ("user", "Reply with exactly SECOND"),
@@ -269,7 +271,7 @@ def snippets():
         same("roles and texts", roles_and_texts(full), want)
 
     with step("events"):
-        # The synchronous call hands over nothing until the server closes the stream.
+        # The synchronous call returns nothing until the server closes the stream.
         s = tasks.create(agent_id="agent-1", prompt="hi", events_streaming=True)
         same("events_streaming", (s.events_streaming, full.events_streaming), (True, False))
 
@@ -322,7 +324,7 @@ def snippets():
 
 
 def as_upstream_tests_it():
-    """What the SDK's own integration tests ask of the hosted service, configured from the environment."""
+    """The checks of the SDK's own integration tests, configured from the environment."""
 
     async def run():
         tasks = Tasks()
@@ -345,7 +347,7 @@ def as_upstream_tests_it():
         same("status", updated.status, Status.Stopped)
 
         streamed = await tasks.acreate(agent_id="upstream", prompt="what can you do", events_streaming=True)
-        # The reader comes after the task was created, and is told of it all the same; then it leaves early.
+        # A reader that connects after the creation gets the event too. Then it disconnects early.
         stream = streamed.aevents()
         async for event in stream:
             same("task_id", event.task_id, streamed.id)
@@ -492,7 +494,7 @@ def filters_of_lists():
             same(f"ids of the user with {filters}", got, want)
 
     with step("pages of lists"):
-        # More than a page of the REST list: the SDK expects all of them unless it says otherwise.
+        # More than a page of the REST list. Without a limit, the SDK expects all tasks.
         newest_first = [invoke("pages", f"number {n}")["id"] for n in range(25)][::-1]
         same("ids without a page", ids(tasks.list(agent_id="pages")), newest_first)
         for page, want in ((1, newest_first[:10]), (2, newest_first[10:20]), (3, newest_first[20:]), (4, [])):
@@ -541,7 +543,7 @@ def conversation():
         same("no task of the other agent", tasks.list(agent_id="talk-2"), [])
 
     with step("what a save cannot change"):
-        # `save` sends the whole local copy, and it may be a stale one.
+        # `save` sends the whole local copy, which may be stale.
         copy = tasks.get(t.id)
         copy.agent_id = "other"
         copy.organization_id = "other"
@@ -593,7 +595,7 @@ def sub_tasks():
         same("in the list", (item.id, item.parent_task_id, item.triggering_agent_id), (left, root, "planner"))
         same("of another agent", tasks.list(agent_id="reader", filters=by_parent), [])
         same("its own", ids(tasks.list(agent_id="reader", filters={"parent_task_id": left})), [leaf])
-        # A parent that is saved by its worker sends its sub-tasks along; they stay as they are.
+        # A worker that saves a parent also sends its sub-tasks. They stay unchanged.
         worker = tasks.get(root)
         worker.set_status(Status.Executing)
         worker.set_status(Status.Completed, "planned")
@@ -679,7 +681,8 @@ def reports():
         worker.result = "counted"
         worker.status = Status.Completed
         worker.save()
-        # Saving made the service's copy the local one; a worker puts its own counts back before it reports them.
+        # Saving replaced the local copy by the service's. A worker restores its own counts
+        # before it reports them.
         worker.tokens = Tokens(prompt_tokens=40, completion_tokens=2, cache_read_tokens=30)
         worker.used_tools = ["search"]
         worker.report_metrics()  # configured from the environment
@@ -689,7 +692,7 @@ def reports():
         same("total_tokens", got.tokens.total_tokens, 42)
         same("status, result stay", (got.status, got.result), (Status.Completed, "counted"))
 
-        # `report_metrics` always says a duration of 0; its request has a field for another.
+        # `report_metrics` always sends a duration of 0. Its request has a field for another one.
         report = ExecutionMetricsReport(
             execution_id=t.id,
             source="sdk",
@@ -741,12 +744,12 @@ def reports():
 
 def event_streams(organization):
     async def run():
-        # The organization is in the path of every event stream, even where the configuration has none: `/None/...`.
-        # A service can only take it as its own if it is.
+        # Every event stream has the organization in its path. Without a configured organization,
+        # the path is `/None/...`. The service accepts an organization only if it is the caller's own.
         tasks = Tasks(configuration=Configuration(api_key=API_KEY, base_url=BASE_URL, organization_id=organization))
 
         async def follow(task, act):
-            """All events until the server closes the stream; `act` once the reader is known to be listening."""
+            """All events until the stream is closed. Calls `act` once the reader listens."""
             seen, acted = [], False
             async for event in task.aevents():
                 seen.append(event)
@@ -867,7 +870,7 @@ def organization_in_the_path(organization):
 
 def main():
     with step("setup"):
-        # The organization is learned from any task; event streams need it, and nothing else does.
+        # Any task shows the organization. Only event streams need it.
         cfg.organization_id = tasks.create(agent_id="whoami", prompt="whoami").organization_id
     organization = snippets()
     same("the organization", organization, cfg.organization_id)
