@@ -745,7 +745,7 @@ def reports():
 def event_streams(organization):
     async def run():
         # Every event stream has the organization in its path. Without a configured organization,
-        # the path is `/None/...`. The service accepts an organization only if it is the caller's own.
+        # the path is `/None/...`. The service accepts only the caller's own organization.
         tasks = Tasks(configuration=Configuration(api_key=API_KEY, base_url=BASE_URL, organization_id=organization))
 
         async def follow(task, act):
