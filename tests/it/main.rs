@@ -4,20 +4,16 @@
 #![expect(unreachable_pub, reason = "nothing of a test binary can be reached from elsewhere")]
 
 mod auth;
-mod conversation;
 mod document_walk;
 mod errors;
 mod events;
 mod fastapi;
 mod limits;
-mod list;
 mod migrations;
-mod model;
 mod openapi;
-mod plans;
 mod program;
 mod sdk;
 mod support;
-mod tasks;
 mod tidy;
+mod v1;
 mod writes;

@@ -1,4 +1,4 @@
-//! Recording: turns of a conversation, and what runners report about them.
+//! `POST /v1/agents/{agent}/invoke/async`: the turns of a task.
 
 use axum::http::StatusCode;
 use futures_util::future::join_all;
@@ -162,91 +162,6 @@ async fn the_first_user_parent_and_caller_stay() {
     assert_eq!(item["user_id"], "u1");
     assert_eq!(item["parent_task_id"], "p1");
     assert_eq!(item["source_node_type"], "api", "how the latest turn was invoked");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn status_drives_the_times() {
-    let app = TestApp::start().await;
-    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
-    let times = async |status: &str| {
-        app.advance(1.0);
-        let task = app.report("t", json!({ "status": status })).await.ok();
-        assert_eq!(task["status"], status);
-        assert_eq!(task, app.get("/v1/tasks/t").await.ok());
-        ["started_at", "paused_at", "finished_at"].map(|key| match &task[key] {
-            Value::Null => None,
-            time => Some(time.as_str().expect("a text")["2026-03-23T00:45:".len()..].to_owned()),
-        })
-    };
-    let at = |seconds: &str| Some(format!("{seconds}Z"));
-    assert_eq!(times("executing").await, [at("23"), None, None]);
-    assert_eq!(times("executing").await, [at("23"), None, None], "said again, nothing changes");
-    assert_eq!(times("paused").await, [at("23"), at("25"), None]);
-    assert_eq!(times("executing").await, [at("23"), at("25"), None], "resumed, not restarted");
-    assert_eq!(times("completed").await, [at("23"), at("25"), at("27")]);
-    assert_eq!(times("completed").await, [at("23"), at("25"), at("27")]);
-    assert_eq!(times("stopped").await, [at("23"), at("25"), at("29")]);
-    assert_eq!(
-        times("paused").await,
-        [at("23"), at("30"), None],
-        "no status is guarded against any other"
-    );
-    assert_eq!(times("failed").await, [at("23"), at("30"), at("31")]);
-    assert_eq!(times("error").await, [at("23"), at("30"), at("32")]);
-    assert_eq!(times("pending").await, [None, None, None]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_turn_starts_over() {
-    let app = TestApp::start().await;
-    app.invoke("a", json!({ "id": "t", "title": "Named", "input": { "text": "one" } })).await.ok();
-    let full = json!({
-        "status": "error", "result": "it broke", "internal_status": "bad", "last_executed_node_id": "n1",
-        "payload_extension": { "k": 1 }
-    });
-    let reported = app.report("t", full).await.ok();
-    assert_eq!(reported["internal_status"], "bad");
-    assert_eq!(reported["last_executed_node_id"], "n1");
-    assert_eq!(reported["payload_extension"], json!({ "k": 1 }));
-    assert_eq!(reported["title"], "Named");
-    let fresh = app.invoke("a", json!({ "id": "t", "input": { "text": "" } })).await.ok();
-    for key in [
-        "result",
-        "internal_status",
-        "last_executed_node_id",
-        "payload_extension",
-        "title",
-        "finished_at",
-    ] {
-        assert_eq!(fresh[key], Value::Null, "{key}");
-    }
-    let item = app.get("/v1/agents/a/tasks").await.ok()["items"][0].clone();
-    assert_eq!(item["title"], Value::Null, "an empty text is no title");
-    assert_eq!(item["result"], Value::Null);
-    assert_eq!(app.get("/v1/agents/a/tasks?internal_status=bad").await.ok()["total"], 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn null_and_server_owned_keys_of_a_report_change_nothing() {
-    let app = TestApp::start().await;
-    app.invoke("a", json!({ "id": "t", "input": { "text": "x" } })).await.ok();
-    let before = app
-        .report("t", json!({ "status": "executing", "result": "half", "source": "sdk" }))
-        .await
-        .ok();
-    // What the official SDK sends when it saves a task that it knows little of.
-    let mut stale = before.clone();
-    for key in ["status", "result", "source", "internal_status", "title"] {
-        stale[key] = Value::Null;
-    }
-    for key in ["id", "agent_id", "organization_id", "created_at", "started_at", "finished_at"] {
-        stale[key] = json!("2000-01-01T00:00:00Z");
-    }
-    stale["sub_executions"] = json!(["x"]);
-    stale["is_manually_stopped"] = json!(true);
-    stale["unheard_of"] = json!(1);
-    assert_eq!(app.report("t", stale).await.ok(), before);
-    assert_eq!(app.report("t", json!({})).await.ok(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -435,44 +350,4 @@ async fn sub_tasks_are_listed_on_their_parent() {
     assert_eq!(again["sub_executions"], parent["sub_executions"]);
     let page = app.get("/v1/agents/b/tasks?parent_task_id=parent").await.ok();
     assert_eq!(page["total"], 3);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_report_about_an_unknown_task_is_not_found() {
-    let app = TestApp::start().await;
-    for id in ["unknown", "%00", &"x".repeat(2000)] {
-        let answer = app.report(id, json!({ "status": "completed" })).await;
-        assert_eq!(answer.status, StatusCode::NOT_FOUND);
-        assert_eq!(answer.json(), json!({ "detail": "Task not found" }));
-    }
-}
-
-/// A report must not be lost to, nor spill into, a turn that arrives while it is written.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn() {
-    let app = TestApp::start().await;
-    app.invoke("a", json!({ "id": "t", "input": { "text": "0" } })).await.ok();
-    for round in 0..10 {
-        let turns = (0..4).map(|n| {
-            app.invoke("a", json!({ "id": "t", "input": { "text": format!("{round}.{n}") } }))
-        });
-        let reports = (0..4).map(|n| {
-            app.report("t", json!({ "status": "completed", "result": format!("{round}.{n}") }))
-        });
-        let (turns, reports) = futures_util::future::join(join_all(turns), join_all(reports)).await;
-        for answer in turns.iter().chain(&reports) {
-            answer.ok();
-        }
-        // The same round's last words may be a turn's or a report's; either way record and turn agree.
-        let mut connection = crate::support::cluster::connect(&app.database).await;
-        let agree: bool = sqlx::query_scalar(
-            "SELECT (t.status, t.result, t.turns, t.title) IS NOT DISTINCT FROM
-                    (l.status, l.result, (SELECT count(*)::int FROM task_turns), l.input->>'text')
-             FROM tasks t JOIN task_turns l ON l.task_id = t.id AND l.turn = t.turns",
-        )
-        .fetch_one(&mut connection)
-        .await
-        .expect("a row");
-        assert!(agree, "round {round}");
-    }
 }
