@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::test_app::TestApp;
 
-/// The official two-turn conversation, cell by cell.
+/// The official two-turn conversation, field by field.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_turns_as_documented() {
     let app = TestApp::start().await;
@@ -172,8 +172,11 @@ async fn every_field_of_an_invocation_comes_back() {
             "text": "Ünïcode 😀",
             "files": ["https://example.com/a.pdf"],
             "user": {
-                "id": "u1", "first_name": "Ada", "last_name": "Lovelace", "email": "ada@example.com",
-                "additional_attributes": { "z": 1, "a": [1.10, 123_456_789_012_345_678_901_234_567_890_u128] },
+                "id": "u1", "first_name": "Ada", "last_name": "Lovelace",
+                "email": "ada@example.com",
+                "additional_attributes": {
+                    "z": 1, "a": [1.10, 123_456_789_012_345_678_901_234_567_890_u128]
+                },
                 "role": "admin", "is_super_admin": "yes", "timezone": "Europe/London"
             }
         },
@@ -230,7 +233,7 @@ async fn every_field_of_an_invocation_comes_back() {
     assert_eq!(keys, AGENT_EXECUTION_KEYS, "every key, in the contract's order");
 }
 
-/// The contract's order, as pydantic would write it; then what only the official SDK knows.
+/// The fields in the order of the contract, then those that only the official SDK knows.
 const AGENT_EXECUTION_KEYS: [&str; 52] = [
     "id",
     "agent_id",
@@ -295,9 +298,12 @@ async fn secrets_are_neither_kept_nor_returned() {
         "user_oidc_token": "SECRET-1",
         "user_tokens": { "google": "SECRET-2" },
         "mcp_servers": [{
-            "name": "server", "type": "remote", "url": "https://u:SECRET-3@mcp.example.com/sse?key=SECRET-4#SECRET-5",
-            "api_key": "SECRET-6", "client_secret": "SECRET-7", "headers": { "authorization": "SECRET-8" },
-            "env_vars": { "K": "SECRET-9" }, "command": "run --token SECRET-10", "allowed_tools": ["search"]
+            "name": "server", "type": "remote",
+            "url": "https://u:SECRET-3@mcp.example.com/sse?key=SECRET-4#SECRET-5",
+            "api_key": "SECRET-6", "client_secret": "SECRET-7",
+            "headers": { "authorization": "SECRET-8" },
+            "env_vars": { "K": "SECRET-9" }, "command": "run --token SECRET-10",
+            "allowed_tools": ["search"]
         }, { "url": "SECRET-11 is no address" }]
     });
     let answer = app.invoke("a", body).await;
@@ -305,7 +311,10 @@ async fn secrets_are_neither_kept_nor_returned() {
     assert_eq!(
         created["mcp_servers"],
         json!([
-            { "name": "server", "type": "remote", "url": "https://mcp.example.com/sse", "allowed_tools": ["search"] },
+            {
+                "name": "server", "type": "remote", "url": "https://mcp.example.com/sse",
+                "allowed_tools": ["search"]
+            },
             { "url": null }
         ])
     );

@@ -67,6 +67,6 @@ async fn a_synchronous_invocation_gives_up_waiting() {
         .await
         .ok();
     assert_eq!(task["status"], "pending");
-    // The turn goes on.
+    // The timeout does not end the turn.
     assert_eq!(app.report("t", json!({ "status": "completed" })).await.ok()["status"], "completed");
 }

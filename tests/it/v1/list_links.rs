@@ -4,14 +4,15 @@ use serde_json::{Value, json};
 
 use crate::support::test_app::{Answer, TestApp};
 
-/// The address that a page's `Link` header gives for a relation.
+/// The URL that a page's `Link` header gives for a relation.
 fn link(answer: &Answer, relation: &str) -> Option<String> {
     let links = answer.headers["link"].to_str().expect("text").to_owned();
     let link = links.split(", ").find(|link| link.ends_with(&format!("; rel=\"{relation}\"")))?;
     Some(link.split_once('>').expect("a reference").0.trim_start_matches('<').to_owned())
 }
 
-/// A walk by `next` meets each task that was there at its start once, whatever is recorded and deleted meanwhile.
+/// Following `next` returns each task that existed at the start exactly once. Tasks that are
+/// recorded or deleted meanwhile do not change this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_lead_through_a_list_that_changes() {
     let app = TestApp::start().await;
@@ -30,11 +31,11 @@ async fn links_lead_through_a_list_that_changes() {
         assert_eq!((&page["page"], &page["total"]), (&json!(pages), &json!(25 + pages - 1)));
         seen.extend(page["items"].as_array().expect("items").iter().map(|item| item["id"].clone()));
         address = link(&answer, "next");
-        // One more at the front, which moves all page numbers on.
+        // A new first task shifts all page numbers.
         app.advance(1.0);
         app.invoke("a", json!({ "id": format!("new-{pages}"), "input": {} })).await.ok();
         if pages == 3 {
-            // The task that the cursor is of.
+            // Deletes the task that the cursor points to.
             let id = seen.last().and_then(Value::as_str).expect("an id").to_owned();
             app.request("DELETE", &format!("/v1/tasks/{id}"), None).await;
             app.invoke("a", json!({ "id": "another", "input": {} })).await.ok();

@@ -13,11 +13,11 @@ use task_history::store::Store;
 use crate::support::cluster;
 use crate::support::test_app::{TestApp, single_connection_store};
 
-/// How many tasks the walk below is about.
+/// The number of tasks that the test records.
 const TASKS: usize = 400;
 
-/// Walks every page of many filters and compares with `TaskFilter::matches`: rows with equal times, missing values,
-/// several agents and two organizations.
+/// Reads every page of many filters and compares it with `TaskFilter::matches`. The rows have equal
+/// times, missing values, several agents and two organizations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_page_of_every_filter_agrees_with_the_rule() {
     let app = TestApp::start().await;
@@ -26,7 +26,7 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
     let mut all = Vec::new();
     for n in 0..TASKS {
         if random.random_ratio(1, 3) {
-            // Some months, and then an hour that has more tasks than lie before a deep page.
+            // A few months, then one hour with more tasks than precede a deep page.
             let half_days = if n < TASKS / 6 { random.random_range(0..6_u32) } else { 0 };
             app.advance(f64::from(half_days) * 43_200.0 + 0.000_001);
         }
@@ -35,7 +35,7 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
     }
     let mine: Vec<_> =
         all.iter().filter(|task| task.organization_id == app.organization).cloned().collect();
-    // Rows must not come in the right order by the grace of an index that happens to be read.
+    // Without these settings an index scan could return the right order by accident.
     for setting in ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"] {
         cluster::execute(
             &app.database,
@@ -62,7 +62,7 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
             let is_last = number >= u64::try_from(request.pages_for(page.total)).expect("positive");
             assert!(is_last || page.items.len() == usize::from(per_page), "{filter:?}");
             seen.extend(page.items);
-            // A bound, so that a fault fails here and does not walk for ever.
+            // A bound: a defect must fail the test, not loop without end.
             if is_last || seen.len() > expected.len() {
                 break;
             }
@@ -76,7 +76,7 @@ async fn every_page_of_every_filter_agrees_with_the_rule() {
     assert!(walked > 100, "only {walked} filters matched anything");
 }
 
-/// All tasks by the cursors of the pages: to the end, and back to the beginning.
+/// Reads all tasks by cursors, from the first page to the last and back.
 async fn walk_by_cursors(
     store: &Store,
     organization: OrganizationId,
@@ -109,7 +109,7 @@ const STATUSES: [Status; 6] = [
     Status::Completed,
     Status::Completed,
     Status::Completed,
-    Status::Failed,
+    Status::Stopped,
 ];
 
 async fn record_random_task(
@@ -158,7 +158,7 @@ async fn record_random_task(
     reported.summary
 }
 
-/// Every combination of a few values of each field, some of which nothing has.
+/// Every combination of a few values of each field. Some values match no task.
 fn filters(times: &[DateTime<Utc>]) -> Vec<TaskFilter> {
     let id = |text: &str| TaskId::parse(text).expect("an id");
     let agent = |text: &str| AgentId::parse(text).expect("an id");
@@ -198,7 +198,8 @@ fn filters(times: &[DateTime<Utc>]) -> Vec<TaskFilter> {
             .map(|value| TaskFilter { internal_status: value.map(label), ..filter.clone() })
             .into()
     });
-    // A range that begins and ends at times that tasks have, with pages deep enough to be led to, and one that is empty.
+    // The bounds of a range are times of tasks. The ranges have pages deep enough for a seek, and
+    // one range is empty.
     vary(&|filter| {
         let (first, last) = (times[times.len() / 20], times[times.len() / 20 * 19]);
         [

@@ -1,5 +1,7 @@
-//! Which index serves which list: asked on an empty table that has only that index, with every other way of reading
-//! turned off. It says what each index can do, needs no data, and does not change with the planner's mood.
+//! Which index serves which list.
+//!
+//! The table is empty and has only the index under test, and every other scan method is off. The
+//! plan then shows what the index can do. It needs no data and does not depend on cost estimates.
 
 use serde_json::Value;
 use task_history::domain::{AgentId, PageRequest, ShortText, Status, TaskFilter, TaskId, UserId};
@@ -46,12 +48,12 @@ async fn each_filter_has_its_index() {
     ];
     for (index, filter) in cases {
         let of_parent = filter.parent_task_id.is_some();
-        // A deep page too: what is skipped is read in the index alone.
+        // A deep page too: skipped rows are read from the index alone.
         for page in [1, 100] {
             let plan = plan_with_only(index, &filter, page).await;
             let mut scans = Vec::new();
             collect_scans(&plan, &mut scans);
-            // The page, and on the way to a deep one what is skipped, from either end.
+            // One scan reads the page. A deep page also skips rows, from either end.
             let read = if page > 1 { 3 } else { 1 };
             assert!(scans.len() >= read, "{filter:?}: {read} scans are wanted: {plan:#}");
             let counted = scans.len() - read;
@@ -59,7 +61,7 @@ async fn each_filter_has_its_index() {
             assert!(if has_range { counted <= 3 } else { counted == 0 }, "{filter:?}: {plan:#}");
             for scan in scans {
                 assert_eq!(scan["Index Name"], index, "{filter:?}: {plan:#}");
-                // A parent has few sub-tasks, so their agent is looked at, in the index.
+                // A parent has few sub-tasks, so the scan filters them by agent, in the index.
                 let filtered = scan.get("Filter").and_then(Value::as_str);
                 let looks_at = (of_parent && filter.agent_id.is_some()).then_some("agent_id");
                 match looks_at {
@@ -74,17 +76,20 @@ async fn each_filter_has_its_index() {
     }
 }
 
-/// Whatever is asked for together, the tasks are counted in an index that has all of it, or not at all. The table has
-/// rows here, and has been vacuumed: on an empty one, fetching rows costs nothing.
+/// A covering index counts the tasks of each combination of filters, or `task_counts` has the total.
+/// The table has rows and is vacuumed: on an empty table, fetching rows costs nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_combination_of_filters_reads_the_table_to_count() {
     let app = TestApp::start().await;
     let fill = format!(
-        "INSERT INTO tasks (organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id, status,
-                            internal_status, source, title, turns, created_at, updated_at)
+        "INSERT INTO tasks (organization_id, id, agent_id, user_id, parent_task_id,
+                            triggering_agent_id, status, internal_status, source, title, turns,
+                            created_at, updated_at)
          SELECT '{}', n::text, (ARRAY['a', 'b'])[1 + n % 2], (ARRAY['u', 'v', 'w'])[1 + n % 3],
-                CASE n % 40 WHEN 1 THEN 'p' ELSE n::text END, (ARRAY['g', 'h', 'i', 'j', 'k', 'l', 'm'])[1 + n % 7],
-                (ARRAY['completed', 'failed'])[1 + n / 2 % 2]::task_status, (ARRAY['s', 't', 'u', 'v', 'w'])[1 + n / 4 % 5], 'api',
+                CASE n % 40 WHEN 1 THEN 'p' ELSE n::text END,
+                (ARRAY['g', 'h', 'i', 'j', 'k', 'l', 'm'])[1 + n % 7],
+                (ARRAY['completed', 'failed'])[1 + n / 2 % 2]::task_status,
+                (ARRAY['s', 't', 'u', 'v', 'w'])[1 + n / 4 % 5], 'api',
                 repeat('title', 50), 1, '2026-01-01'::timestamptz + n * interval '1 minute', now()
          FROM generate_series(1, 5000) AS n",
         app.organization
@@ -128,13 +133,14 @@ async fn no_combination_of_filters_reads_the_table_to_count() {
     assert_eq!(counted_in_table, 104, "of 128 combinations");
 }
 
-/// How the list would be read if the table had no index but this one.
+/// The plan of the list if the table has only this index.
 async fn plan_with_only(index: &str, filter: &TaskFilter, number: u64) -> Value {
     let app = TestApp::start().await;
     let database = &app.database;
     let drop_others = format!(
         "DO $$ DECLARE other name; BEGIN
-            FOR other IN SELECT indexname FROM pg_indexes WHERE indexname LIKE 'tasks\\_by\\_%' AND indexname <> '{index}'
+            FOR other IN SELECT indexname FROM pg_indexes
+                WHERE indexname LIKE 'tasks\\_by\\_%' AND indexname <> '{index}'
             LOOP EXECUTE format('DROP INDEX %I', other); END LOOP;
         END $$"
     );
@@ -147,12 +153,12 @@ async fn plan_with_only(index: &str, filter: &TaskFilter, number: u64) -> Value 
         .expect("a plan")
 }
 
-/// A store whose connections read by indexes, in their order.
+/// A store whose connections read only by indexes, without a sort.
 async fn restricted_store(database: &str) -> Store {
     for setting in ["enable_seqscan", "enable_bitmapscan", "enable_sort"] {
         cluster::execute(database, &format!("ALTER DATABASE {database} SET {setting} = off")).await;
     }
-    // Settings of a database hold for connections made from now on.
+    // Settings of a database apply to new connections.
     single_connection_store(database)
 }
 

@@ -1,5 +1,5 @@
-//! Random sequences of everything that changes tasks, each step compared with a model of the contract: what the record,
-//! the list and the thread must show.
+//! Random sequences of all operations that change tasks. After each step the task, the list and the
+//! thread are compared with a model of the contract.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use crate::support::test_app::TestApp;
 
-/// How many sequences, and how many steps each has.
+/// The number of sequences, and of steps in each.
 const SEQUENCES: u64 = 12;
 const STEPS: usize = 60;
 
-/// Few ids, so that steps meet; each may be another's parent.
+/// Few ids, so that steps affect the same tasks. Each task can be the parent of another.
 const IDS: [&str; 4] = ["t1", "t2", "t3", "t4"];
 const AGENTS: [&str; 2] = ["a1", "a2"];
 
@@ -119,7 +119,7 @@ async fn random_sequences_agree_with_the_model() {
     }
 }
 
-/// Adds a turn to the model, and says how the service must answer.
+/// Adds a turn to the model and returns the expected answer of the service.
 fn add_turn(
     model: &mut Model,
     id: &'static str,
@@ -147,7 +147,7 @@ fn add_turn(
     StatusCode::OK
 }
 
-/// Does something at random to the service and to the model, and says what.
+/// Applies a random operation to the service and to the model, and describes it.
 async fn step(app: &TestApp, model: &mut Model, random: &mut StdRng) -> String {
     let id = *IDS.choose(random).expect("ids");
     let now = app.now();
@@ -159,7 +159,8 @@ async fn step(app: &TestApp, model: &mut Model, random: &mut StdRng) -> String {
             let title = random.random_ratio(1, 3).then(|| "named".to_owned());
             let user = random.random_ratio(1, 3).then(|| format!("u{}", random.random_range(1..3)));
             let parent = random.random_ratio(1, 3).then(|| *IDS.choose(random).expect("ids"));
-            let mut body = json!({ "id": id, "input": { "text": text }, "title": title, "parent_execution_id": parent });
+            let mut body = json!({ "id": id, "input": { "text": text }, "title": title });
+            body["parent_execution_id"] = json!(parent);
             if let Some(user) = &user {
                 body["input"]["user"] = json!({ "id": user, "email": "x" });
             }
@@ -243,7 +244,7 @@ async fn step(app: &TestApp, model: &mut Model, random: &mut StdRng) -> String {
     }
 }
 
-/// Everything that the service shows is what the model says.
+/// Asserts that every answer of the service equals the model.
 async fn compare(app: &TestApp, model: &Model, steps: &str) {
     let time = |time: Option<DateTime<Utc>>| {
         time.map(|time| time.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string().replace(".000000Z", "Z"))
@@ -268,7 +269,10 @@ async fn compare(app: &TestApp, model: &Model, steps: &str) {
                 "updated_at": time(Some(task.updated_at)),
                 "source_node_type": turn.source,
                 "result": turn.state.result,
-                "title": turn.title.clone().or_else(|| Some(turn.text.clone()).filter(|text| !text.is_empty()))
+                "title": turn
+                    .title
+                    .clone()
+                    .or_else(|| Some(turn.text.clone()).filter(|text| !text.is_empty()))
             })
         })
         .collect();

@@ -43,8 +43,8 @@ async fn a_new_turn_starts_over() {
     let app = TestApp::start().await;
     app.invoke("a", json!({ "id": "t", "title": "Named", "input": { "text": "one" } })).await.ok();
     let full = json!({
-        "status": "error", "result": "it broke", "internal_status": "bad", "last_executed_node_id": "n1",
-        "payload_extension": { "k": 1 }
+        "status": "error", "result": "it broke", "internal_status": "bad",
+        "last_executed_node_id": "n1", "payload_extension": { "k": 1 }
     });
     let reported = app.report("t", full).await.ok();
     assert_eq!(reported["internal_status"], "bad");
@@ -76,7 +76,7 @@ async fn null_and_server_owned_keys_of_a_report_change_nothing() {
         .report("t", json!({ "status": "executing", "result": "half", "source": "sdk" }))
         .await
         .ok();
-    // What the official SDK sends when it saves a task that it knows little of.
+    // The official SDK sends this when it saves a task of which it knows few fields.
     let mut stale = before.clone();
     for key in ["status", "result", "source", "internal_status", "title"] {
         stale[key] = Value::Null;
@@ -101,7 +101,7 @@ async fn a_report_about_an_unknown_task_is_not_found() {
     }
 }
 
-/// A report must not be lost to, nor spill into, a turn that arrives while it is written.
+/// A turn that arrives during a report must neither overwrite the report nor receive its values.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn() {
     let app = TestApp::start().await;
@@ -117,7 +117,7 @@ async fn turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn() {
         for answer in turns.iter().chain(&reports) {
             answer.ok();
         }
-        // The same round's last words may be a turn's or a report's; either way record and turn agree.
+        // The last write of a round is a turn or a report. In both cases task and turn agree.
         let mut connection = crate::support::cluster::connect(&app.database).await;
         let agree: bool = sqlx::query_scalar(
             "SELECT (t.status, t.result, t.turns, t.title) IS NOT DISTINCT FROM

@@ -47,7 +47,7 @@ async fn newest_first_and_then_by_id() {
     app.invoke("a", json!({ "id": "later", "input": {} })).await.ok();
     app.advance(1.0);
     app.report("a", json!({ "status": "completed" })).await.ok();
-    // Ids are compared byte by byte; being worked on does not move a task.
+    // Ids are compared byte by byte. A report does not move a task.
     assert_eq!(ids(&app.get("/v1/agents/a/tasks").await.ok()), ["later", "ä", "b", "a", "Z"]);
 }
 
@@ -82,7 +82,7 @@ async fn a_page_past_the_end_is_empty() {
             format!(r#"{{"items":[],"total":1,"page":{page},"per_page":50,"total_pages":1}}"#)
         );
     }
-    // What is newer than a range comes on top of what is skipped.
+    // The offset of the page is added to the number of tasks newer than the range.
     for page in ["7", "9223372036854775807"] {
         let answer =
             app.get(&format!("/v1/tasks?to_date=2026-03-22&page={page}&per_page=50")).await.ok();
@@ -117,7 +117,8 @@ async fn each_filter_alone_and_together() {
         "triggering_agent_id=g",
         "status=paused",
         "internal_status=50%25+done",
-        "user_id=u%2B1&parent_task_id=p&triggering_agent_id=g&status=paused&internal_status=50%25%20done",
+        "user_id=u%2B1&parent_task_id=p&triggering_agent_id=g&status=paused\
+            &internal_status=50%25%20done",
         "status=completed&status=paused",
     ];
     for query in matching {
@@ -283,9 +284,25 @@ async fn several_statuses_are_a_filter_of_their_own() {
     assert_eq!(total("status_in=completed&status=failed").await, 0);
     let answer = app.get("/v1/tasks?status_in=completed,running").await;
     assert_eq!(answer.json()["detail"][0]["loc"], json!(["query", "status_in"]));
-    // The contract's own parameter stays one word.
+    // The parameter `status` of the contract takes a single value.
     assert_eq!(
         app.get("/v1/tasks?status=completed,failed").await.status,
         StatusCode::UNPROCESSABLE_ENTITY
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn get_routes_answer_head_with_the_same_headers_and_no_body() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": { "text": "x" } })).await.ok();
+    for target in ["/v1/tasks", "/v1/agents/a/tasks", "/v1/tasks/t"] {
+        let mut get = app.get(target).await;
+        let mut head = app.request("HEAD", target, None).await;
+        assert_eq!((get.status, head.status), (StatusCode::OK, StatusCode::OK), "{target}");
+        assert!(!get.text.is_empty(), "{target}");
+        // Each request has an id of its own.
+        let ids = [&mut get, &mut head].map(|answer| answer.headers.remove("x-request-id"));
+        assert!(ids.iter().all(Option::is_some) && ids[0] != ids[1], "{target}: {ids:?}");
+        assert_eq!((head.headers, head.text), (get.headers, String::new()), "{target}");
+    }
 }

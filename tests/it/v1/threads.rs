@@ -22,10 +22,22 @@ async fn the_documented_thread() {
         app.report("task-id", json!({ "status": "completed", "result": word })).await.ok();
     }
     let thread = json!([
-        { "id": "task-id_user_1", "role": "user", "content": "Reply with exactly FIRST", "created_at": 1_774_226_722 },
-        { "id": "task-id_agent_1", "role": "assistant", "content": "FIRST", "created_at": 1_774_226_726 },
-        { "id": "task-id_user_2", "role": "user", "content": "Reply with exactly SECOND", "created_at": 1_774_226_726 },
-        { "id": "task-id_agent_2", "role": "assistant", "content": "SECOND", "created_at": 1_774_226_730 }
+        {
+            "id": "task-id_user_1", "role": "user", "content": "Reply with exactly FIRST",
+            "created_at": 1_774_226_722
+        },
+        {
+            "id": "task-id_agent_1", "role": "assistant", "content": "FIRST",
+            "created_at": 1_774_226_726
+        },
+        {
+            "id": "task-id_user_2", "role": "user", "content": "Reply with exactly SECOND",
+            "created_at": 1_774_226_726
+        },
+        {
+            "id": "task-id_agent_2", "role": "assistant", "content": "SECOND",
+            "created_at": 1_774_226_730
+        }
     ]);
     assert_eq!(app.get("/v1/tasks/task-id/thread").await.ok(), thread);
     assert_eq!(app.get("/v1/tasks/task-id/thread/full").await.ok(), json!({ "root": thread }));
@@ -40,7 +52,7 @@ async fn a_thread_shows_what_is_there() {
     let thread = app.get("/v1/tasks/t/thread").await.ok();
     assert_eq!(thread.as_array().map(Vec::len), Some(1), "no answer yet: {thread}");
     assert_eq!(thread[0]["content"], "");
-    // A turn that was never reported keeps its place.
+    // A turn without a report stays in the thread.
     app.invoke("a", json!({ "id": "t", "input": { "text": "again" } })).await.ok();
     app.report("t", json!({ "status": "error", "result": "it broke" })).await.ok();
     let thread = app.get("/v1/tasks/t/thread").await.ok();
@@ -58,7 +70,7 @@ async fn a_thread_shows_what_is_there() {
     }
 }
 
-/// root > (a > (c > d), b)
+/// Records the tree root > (a > (c > d), b).
 pub(super) async fn record_tree(app: &TestApp) {
     for (id, parent) in [
         ("root-task", None),
