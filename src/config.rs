@@ -11,7 +11,7 @@ use crate::embedded::EmbeddedOptions;
 use crate::store::DatabaseUrl;
 use crate::telemetry::LogFormat;
 
-/// Where the database is.
+/// The location of the database.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
     /// PostgreSQL to use, as postgres://user:password@host:port/database; without it, the service
@@ -37,7 +37,7 @@ pub struct DatabaseArgs {
     pub log: Option<String>,
 }
 
-/// How to serve.
+/// The settings of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     /// Address to listen on; port 0 takes a free one
@@ -48,11 +48,11 @@ pub struct ServeArgs {
         value_name = "ADDRESS"
     )]
     pub listen: String,
-    /// API key of the organization `default`, of at least 24 characters; without it, the first start
-    /// generates one
+    /// API key of the organization `default`, of at least 24 characters; without it, the first
+    /// start generates one
     #[arg(long, env = "TASK_HISTORY_BOOTSTRAP_KEY", hide_env_values = true, value_name = "KEY")]
     pub bootstrap_key: Option<String>,
-    /// Most connections to the database
+    /// Maximum number of connections to the database
     #[arg(
         long,
         env = "TASK_HISTORY_DATABASE_CONNECTIONS",
@@ -60,8 +60,8 @@ pub struct ServeArgs {
         value_name = "NUMBER"
     )]
     pub database_connections: usize,
-    /// How long a synchronous invocation waits for its result before it answers with the task as it
-    /// is
+    /// How long a synchronous invocation waits for its result; after that it answers with the
+    /// unfinished task
     #[arg(
         long,
         env = "TASK_HISTORY_INVOKE_TIMEOUT",
@@ -82,22 +82,22 @@ pub struct ServeArgs {
     pub database: DatabaseArgs,
 }
 
-/// How to serve.
+/// The settings of `serve`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub listen: SocketAddr,
     /// A key for the organization `default`.
     pub bootstrap_key: Option<ApiKeySecret>,
-    /// Most connections to the database.
+    /// Maximum number of connections to the database.
     pub database_connections: usize,
     /// The time limits.
     pub limits: Limits,
-    /// Where the database is.
+    /// The location of the database.
     pub database: DatabaseConfig,
 }
 
-/// Where the database is.
+/// The location of the database.
 #[derive(Debug, Clone)]
 pub enum DatabaseConfig {
     /// A server that the service does not manage.
@@ -125,7 +125,8 @@ impl Config {
             .transpose()?;
         ensure!(
             (1..=50).contains(&database_connections),
-            "--database-connections takes a number from 1 to 50, a few for each core of the database's machine"
+            "--database-connections takes a number from 1 to 50, a few for each core of the \
+             database's machine"
         );
         Ok(Self {
             listen: parse_listen(&listen)?,
@@ -162,7 +163,10 @@ impl DatabaseArgs {
 fn parse_listen(listen: &str) -> anyhow::Result<SocketAddr> {
     use std::net::ToSocketAddrs;
     let mut addresses = listen.to_socket_addrs().with_context(|| {
-        format!("--listen takes an address and a port, for example 127.0.0.1:8080 or [::]:8080, not `{listen}`")
+        format!(
+            "--listen takes an address and a port, for example 127.0.0.1:8080 or [::]:8080, \
+             not `{listen}`"
+        )
     })?;
     addresses.next().with_context(|| format!("`{listen}` is not an address of this machine"))
 }

@@ -19,7 +19,7 @@ const DATABASE_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A migrated database, and the server that was started for it, if one was.
 pub struct Database {
-    /// Where it is.
+    /// Its address.
     pub url: DatabaseUrl,
     server: Option<Embedded>,
 }

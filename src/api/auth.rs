@@ -80,7 +80,7 @@ async fn authenticate(parts: &Parts, state: &AppState) -> Result<Principal, ApiE
 }
 
 /// Checks the organization in a path, if there is one: it must be the caller's own, otherwise the
-/// route does not exist. The official SDK sends `None` if it has not been told.
+/// route does not exist. The official SDK sends `None` if none is configured.
 async fn check_organization_in_path(
     parts: &mut Parts,
     organization: OrganizationId,

@@ -18,8 +18,12 @@ pub(super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     let agent = agent_id.map(AgentId::parse).transpose().context("--agent-id")?;
     with_store(database, 1, async |store| {
         let organizations = store.list_organizations().await?;
-        let Some((id, _)) = organizations.into_iter().find(|(_, name)| *name == organization) else {
-            bail!("there is no organization `{organization}`; `task-history keys list` shows those with keys");
+        let Some((id, _)) = organizations.into_iter().find(|(_, name)| *name == organization)
+        else {
+            bail!(
+                "there is no organization `{organization}`; `task-history keys list` shows those \
+                 with keys"
+            );
         };
         let mut output = open_output(file.as_ref())?;
         let progress = TransferProgress::new(None);

@@ -239,8 +239,8 @@ fn read_batches(
                     // The lines before it are imported.
                     let _ = sender.blocking_send(batch);
                     return Err(anyhow!(
-                        "line {number}: {reason}. The lines before it are imported; fix it and import \
-                         the file again, or skip invalid lines with --on-error skip"
+                        "line {number}: {reason}. The lines before it are imported; fix it and \
+                         import the file again, or skip invalid lines with --on-error skip"
                     ));
                 }
                 progress.note(&format!("line {number} is skipped: {reason}"));

@@ -45,20 +45,23 @@ pub(super) async fn run(command: KeysCommand) -> anyhow::Result<()> {
             .await
         }
         KeysCommand::Revoke { id, organization, database } => {
-            with_store(database, 1, async |store| match store.revoke_api_key(&organization, id, now).await? {
-                KeyRevocation::Revoked => {
-                    // Running services may have the key in their caches until then.
-                    tokio::time::sleep(Limits::default().key_cache_ttl).await;
-                    print(&format!("Revoked key {id}. It is refused from now on."));
-                    Ok(())
+            with_store(database, 1, async |store| {
+                match store.revoke_api_key(&organization, id, now).await? {
+                    KeyRevocation::Revoked => {
+                        // Running services may have the key in their caches until then.
+                        tokio::time::sleep(Limits::default().key_cache_ttl).await;
+                        print(&format!("Revoked key {id}. It is refused from now on."));
+                        Ok(())
+                    }
+                    KeyRevocation::AlreadyRevoked => {
+                        print(&format!("Key {id} was revoked before."));
+                        Ok(())
+                    }
+                    KeyRevocation::Unknown => bail!(
+                        "organization `{organization}` has no key {id}; `task-history keys list` \
+                     shows all of them"
+                    ),
                 }
-                KeyRevocation::AlreadyRevoked => {
-                    print(&format!("Key {id} was revoked before."));
-                    Ok(())
-                }
-                KeyRevocation::Unknown => bail!(
-                    "organization `{organization}` has no key {id}; `task-history keys list` shows all of them"
-                ),
             })
             .await
         }

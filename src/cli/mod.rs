@@ -20,8 +20,8 @@ use crate::config::{DatabaseArgs, ServeArgs};
 
 /// A persistent history of what AI agents did, served over REST from PostgreSQL
 ///
-/// Without a command it serves. Without `DATABASE_URL` it starts a private PostgreSQL in the data
-/// directory.
+/// Without a command, it serves the API. Without `DATABASE_URL`, it starts a private PostgreSQL in
+/// the data directory.
 #[derive(Debug, Parser)]
 #[command(name = "task-history", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -44,14 +44,14 @@ enum Command {
     Keys(KeysCommand),
     /// Import tasks from NDJSON
     ///
-    /// Each line is a task with its turns, as `export` writes it. An existing task is left unchanged,
-    /// so a file can be imported again, and an interrupted import continues. Works beside a running
-    /// service.
+    /// Each line is a task with its turns, as `export` writes it. An existing task is left
+    /// unchanged, so a file can be imported again, and an interrupted import continues. Works
+    /// beside a running service.
     Import(ImportArgs),
     /// Export tasks as NDJSON
     ///
-    /// All of one snapshot, with their turns and pushed events, without idempotency keys. Works beside
-    /// a running service.
+    /// Exports one snapshot of all tasks with their turns and pushed events, without idempotency
+    /// keys. Works beside a running service.
     Export(ExportArgs),
     /// Recount tasks and report drift
     ///
@@ -94,7 +94,7 @@ struct ImportArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OnError {
-    /// Stop there; the lines before it are imported
+    /// Stop at that line; the lines before it are imported
     Stop,
     /// Report it and continue
     Skip,
@@ -122,7 +122,7 @@ enum KeysCommand {
         /// Organization that the key belongs to; it is created if it does not exist
         #[arg(long, default_value = "default", value_name = "NAME")]
         organization: String,
-        /// What the key is for
+        /// Purpose of the key
         #[arg(long, value_name = "NAME")]
         name: String,
         /// How long the key is valid, for example 90d or 12h [default: no expiry]

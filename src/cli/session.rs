@@ -8,9 +8,9 @@ use crate::telemetry;
 
 /// Opens the database for a command and closes it afterwards.
 ///
-/// It is the given one, or that of a service which runs on the data directory; otherwise the private
-/// server is started for the command. The database is neither created nor migrated: `serve` and
-/// `migrate` do that.
+/// It is the given one, or that of a service which runs on the data directory; otherwise the
+/// private server is started for the command. The database is neither created nor migrated: `serve`
+/// and `migrate` do that.
 pub(super) async fn with_store<T>(
     args: DatabaseArgs,
     connections: usize,

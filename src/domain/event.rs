@@ -8,7 +8,8 @@ use super::{ShortText, TurnState};
 /// Something that happened to a task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// The event's number within its task. Numbers grow. They have gaps where nobody watched.
+    /// The event's number within its task. Numbers grow. Reports without
+    /// watchers take a number but store no event, so there are gaps.
     pub number: i64,
     /// The number of the turn that it belongs to.
     pub turn: i32,

@@ -56,3 +56,57 @@ impl TaskFilter {
             && created_to.is_none_or(|to| task.created_at <= to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::task::tests::{at, short, task};
+
+    #[test]
+    fn each_field_restricts_the_list() {
+        let agent = |id: &str| Some(AgentId::parse(id).expect("an id"));
+        let user = |id: &str| Some(UserId::parse(id).expect("an id"));
+        let parent = |id: &str| Some(TaskId::parse(id).expect("an id"));
+        let all = TaskFilter::default;
+        let cases = [
+            (all(), true),
+            (TaskFilter { agent_id: agent("agent"), ..all() }, true),
+            (TaskFilter { agent_id: agent("delegator"), ..all() }, false),
+            (TaskFilter { user_id: user("user"), ..all() }, true),
+            (TaskFilter { user_id: user("User"), ..all() }, false),
+            (TaskFilter { parent_task_id: parent("parent"), ..all() }, true),
+            (TaskFilter { parent_task_id: parent("task"), ..all() }, false),
+            (TaskFilter { triggering_agent_id: agent("delegator"), ..all() }, true),
+            (TaskFilter { triggering_agent_id: agent("agent"), ..all() }, false),
+            (TaskFilter { statuses: vec![Status::Paused], ..all() }, true),
+            (TaskFilter { statuses: vec![Status::Error, Status::Paused], ..all() }, true),
+            (TaskFilter { statuses: vec![Status::Error, Status::Pending], ..all() }, false),
+            (TaskFilter { internal_status: Some(short("own")), ..all() }, true),
+            (TaskFilter { internal_status: Some(short("")), ..all() }, false),
+            (TaskFilter { created_from: Some(at(0)), ..all() }, true),
+            (TaskFilter { created_from: Some(at(1)), ..all() }, true),
+            (TaskFilter { created_from: Some(at(2)), ..all() }, false),
+            (TaskFilter { created_to: Some(at(0)), ..all() }, false),
+            (TaskFilter { created_to: Some(at(1)), ..all() }, true),
+            (TaskFilter { created_to: Some(at(2)), ..all() }, true),
+            // Every field must match, not any of them.
+            (TaskFilter { agent_id: agent("agent"), user_id: user("another"), ..all() }, false),
+        ];
+        let task = task().summary;
+        for (filter, matches) in cases {
+            assert_eq!(filter.matches(&task), matches, "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_a_task_lacks_matches_no_value() {
+        let mut task = task().summary;
+        task.user_id = None;
+        task.internal_status = None;
+        let user_id = Some(UserId::parse("user").expect("an id"));
+        assert!(!TaskFilter { user_id, ..TaskFilter::default() }.matches(&task));
+        let internal_status = Some(short(""));
+        assert!(!TaskFilter { internal_status, ..TaskFilter::default() }.matches(&task));
+        assert!(TaskFilter::default().matches(&task));
+    }
+}

@@ -6,18 +6,18 @@ use serde_json::{Map, Value};
 use super::wire_enum::wire_enum;
 use super::{AgentId, ShortText, TaskId, UserId};
 
-/// A request to run one turn, less what must not be kept (tokens, keys).
+/// A request to run one turn, without secrets (tokens, keys), which must not be stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Invocation {
     /// The task to continue, or to create with this id.
     pub id: TaskId,
     /// The agent to run.
     pub agent_id: AgentId,
-    /// What it is asked.
+    /// The input.
     pub input: Input,
-    /// How it is asked.
+    /// The options.
     pub options: InvocationOptions,
-    /// The user that it is asked for.
+    /// The user that the task is created for.
     pub user_id: Option<UserId>,
     /// The task that this is a sub-task of.
     pub parent_task_id: Option<TaskId>,
@@ -28,31 +28,31 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// What lists will call this turn: its title, else its text; an empty text is none.
+    /// The title in lists: the explicit title, or else the input text if it is not empty.
     pub fn title(&self) -> Option<&str> {
         title(&self.options, &self.input)
     }
 }
 
-/// What lists call a turn: its title, else its text; an empty text is none.
+/// The title in lists: the explicit title, or else the input text if it is not empty.
 pub(super) fn title<'a>(options: &'a InvocationOptions, input: &'a Input) -> Option<&'a str> {
     let text = || input.text.as_deref().filter(|text| !text.is_empty());
     options.title.as_deref().or_else(text)
 }
 
-/// What the agent is asked.
+/// The input of a turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Input {
-    /// The text; may be empty where files say it all.
+    /// The text. May be empty, for example if files contain the whole request.
     pub text: Option<String>,
     /// Addresses of files.
     pub files: Option<Vec<String>>,
-    /// The end user in whose name it is asked.
+    /// The end user on whose behalf the agent is invoked.
     pub user: Option<User>,
     /// Files described in detail, as the official SDK sends them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<Map<String, Value>>,
-    /// Who asks, where that is not the end user, as the official SDK says it.
+    /// The caller, if it is not the end user, as the official SDK sends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<Map<String, Value>>,
 }
@@ -66,13 +66,13 @@ pub struct User {
     pub first_name: Option<String>,
     /// Last name.
     pub last_name: Option<String>,
-    /// Email address; the contract demands one wherever there is a user.
+    /// Email address. The contract requires one for every user.
     pub email: String,
-    /// Whatever else the caller keeps about them.
+    /// Other attributes of the caller's own.
     pub additional_attributes: Option<Map<String, Value>>,
     /// Role in the caller's organization.
     pub role: Option<String>,
-    /// Whether the caller calls them a super administrator. It means nothing here.
+    /// Whether the caller marks the user as a super administrator. It grants nothing here.
     pub is_super_admin: Option<bool>,
     /// Time zone name.
     pub timezone: Option<String>,
@@ -80,7 +80,8 @@ pub struct User {
 
 /// The options of an invocation that are kept and returned as received.
 ///
-/// It is stored as JSON; what is absent there has its default, so fields can be added without a migration.
+/// Stored as JSON. A field that is absent there has its default, so fields can be added without a
+/// migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InvocationOptions {
@@ -90,19 +91,19 @@ pub struct InvocationOptions {
     /// The caller's own data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload_extension: Option<Map<String, Value>>,
-    /// The version of the agent that was asked for.
+    /// The requested version of the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// The worker that shall run it.
+    /// The worker to run the turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<String>,
     /// Context beside the input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub additional_context: Option<String>,
-    /// What the result shall look like, in words.
+    /// A description of the expected result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_output: Option<String>,
-    /// What the result shall be: text unless said otherwise.
+    /// The format of the result; text by default.
     #[serde(skip_serializing_if = "is_text")]
     pub output_format: Option<OutputFormat>,
     /// JSON schema of the result.
@@ -111,10 +112,10 @@ pub struct InvocationOptions {
     /// Whether events of the turn will be streamed.
     #[serde(skip_serializing_if = "is_false")]
     pub events_streaming: Option<bool>,
-    /// MCP servers that the agent may use, less everything that could be a secret.
+    /// MCP servers that the agent may use, without everything that could be a secret.
     #[serde(skip_serializing_if = "is_empty_list")]
     pub mcp_servers: Option<Vec<Map<String, Value>>>,
-    /// How hard the agent shall think.
+    /// How thoroughly the agent thinks.
     #[serde(skip_serializing_if = "is_usual")]
     pub think_mode: Option<ThinkMode>,
     /// Whether attachments stay out of the prompt.
@@ -135,13 +136,13 @@ pub struct InvocationOptions {
     /// Name of the language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm_model_name: Option<String>,
-    /// How much the language model shall reason.
+    /// The reasoning effort of the language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm_reasoning_effort: Option<ReasoningEffort>,
     /// The voice of a spoken result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub voice_id: Option<String>,
-    /// Most tool calls of the turn.
+    /// The maximum number of tool calls in the turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_limit: Option<i64>,
     /// The command line that runs it.
@@ -182,7 +183,7 @@ impl Default for InvocationOptions {
     }
 }
 
-// What has its default is left out of the stored JSON: most requests are all defaults, and a turn of them costs two
+// Defaults are left out of the stored JSON. Most requests have only defaults, and then take two
 // bytes.
 
 fn is_text(format: &Option<OutputFormat>) -> bool {
@@ -202,7 +203,7 @@ fn is_empty_list(list: &Option<Vec<Map<String, Value>>>) -> bool {
 }
 
 wire_enum! {
-    /// What a result shall be.
+    /// The format of a result.
     OutputFormat {
         /// Plain text.
         Text = "text",
@@ -216,7 +217,7 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// How hard an agent shall think.
+    /// How thoroughly an agent thinks.
     ThinkMode {
         /// As usual.
         Default = "default",
@@ -226,7 +227,7 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// How much a language model shall reason.
+    /// The reasoning effort of a language model.
     ReasoningEffort {
         /// Little.
         Low = "low",

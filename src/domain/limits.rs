@@ -23,7 +23,7 @@ pub struct Limits {
     /// How often a stream or a waiting invocation reads its task without being notified, in case a
     /// notification was lost.
     pub recheck_interval: Duration,
-    /// How long requests may take to finish after the service was told to stop.
+    /// How long requests may take to finish after the stop signal.
     pub drain_timeout: Duration,
     /// How long a request waits for a free connection to PostgreSQL.
     pub pool_timeout: Duration,

@@ -9,7 +9,7 @@ use super::wire_enum::wire_enum;
 use super::{Input, InvocationOptions, ShortText};
 
 wire_enum! {
-    /// Execution status. The seven words are the public contract's.
+    /// Execution status. The seven values are those of the public contract.
     #[derive(sqlx::Type)]
     #[sqlx(type_name = "task_status", rename_all = "snake_case")]
     Status {
@@ -17,7 +17,7 @@ wire_enum! {
         Pending = "pending",
         /// The agent works on it.
         Executing = "executing",
-        /// The agent waits, for a person's answer for example.
+        /// The agent waits, for example for a person's answer.
         Paused = "paused",
         /// Ended by an error, whose text is the result.
         Error = "error",
@@ -25,7 +25,7 @@ wire_enum! {
         Failed = "failed",
         /// Ended with success.
         Completed = "completed",
-        /// Ended because somebody, or the system, stopped it.
+        /// Stopped by a person or by the system.
         Stopped = "stopped",
     }
 }
@@ -45,48 +45,48 @@ impl Status {
 pub struct Turn {
     /// Its number in the conversation, from 1 without gaps.
     pub number: i32,
-    /// What was asked.
+    /// The input.
     pub input: Input,
-    /// How it was asked.
+    /// The options of the invocation.
     pub options: InvocationOptions,
-    /// How it went.
+    /// The mutable state.
     pub state: TurnState,
-    /// What else was reported about it.
+    /// Details that runners reported.
     pub details: TurnDetails,
     /// When it was recorded.
     pub created_at: DateTime<Utc>,
 }
 
 impl Turn {
-    /// What lists call this turn: its title, else its text; an empty text is none.
+    /// The title in lists: the explicit title, or else the input text if it is not empty.
     pub fn title(&self) -> Option<&str> {
         title(&self.options, &self.input)
     }
 }
 
-/// How far a turn has come.
+/// The mutable state of a turn: status, result and times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnState {
     /// Execution status.
     pub status: Status,
     /// The customer's own status.
     pub internal_status: Option<ShortText>,
-    /// The outcome: text, or the error's text. Null until there is one.
+    /// The result: a text or the error's text. Null until one is reported.
     pub result: Option<String>,
-    /// Which step of the agent ran last.
+    /// The agent's step that ran last.
     pub last_executed_node_id: Option<String>,
-    /// Whether a person stopped it, rather than the system.
+    /// Whether a person stopped it, not the system.
     pub is_manually_stopped: bool,
     /// When it began to execute.
     pub started_at: Option<DateTime<Utc>>,
     /// When it was last paused.
     pub paused_at: Option<DateTime<Utc>>,
-    /// When it ended; null while it runs.
+    /// When it ended. Null while it runs.
     pub finished_at: Option<DateTime<Utc>>,
 }
 
 impl TurnState {
-    /// A turn that has just been recorded.
+    /// The state of a new turn.
     pub const fn pending() -> Self {
         Self {
             status: Status::Pending,
@@ -100,8 +100,9 @@ impl TurnState {
         }
     }
 
-    /// Moves to another status and keeps the times that belong to it. Any status may follow any other; the same
-    /// status again changes nothing, so a report that is sent twice leaves the first one's times.
+    /// Changes the status and its times. Any status may follow any other.
+    ///
+    /// The same status again changes nothing, so a repeated report keeps the first report's times.
     pub fn set_status(&mut self, status: Status, now: DateTime<Utc>) {
         if status == self.status {
             return;
@@ -122,23 +123,23 @@ impl TurnState {
     }
 }
 
-/// What runners report about a turn beside how far it has come. Kept as it came.
+/// What runners report about a turn in addition to its state. Kept as received.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TurnDetails {
-    /// Language model tokens that were used.
+    /// Token usage of the language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Map<String, Value>>,
-    /// How long it took, in seconds, by the runner's clock.
+    /// The duration in seconds, measured by the runner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration: Option<f64>,
     /// Names of the tools that were used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used_tools: Option<Vec<String>>,
-    /// The question to a person that it waits for.
+    /// The question to a person. The turn waits for the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hitl_request: Option<Map<String, Value>>,
-    /// The connector whose authorization it waits for.
+    /// The connector that the turn waits for a person to authorize.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending_eca_request: Option<Map<String, Value>>,
     /// The agent's plan.
@@ -147,15 +148,124 @@ pub struct TurnDetails {
 }
 
 impl TurnDetails {
-    /// Takes over what a later report says; what it leaves out stays.
+    /// Applies a later report. Fields that are `None` in it stay unchanged.
     pub fn update(&mut self, later: Self) {
-        let Self { tokens, duration, used_tools, hitl_request, pending_eca_request, deep_planning } =
-            later;
+        let TurnDetails {
+            tokens,
+            duration,
+            used_tools,
+            hitl_request,
+            pending_eca_request,
+            deep_planning,
+        } = later;
         self.tokens = tokens.or(self.tokens.take());
         self.duration = duration.or(self.duration);
         self.used_tools = used_tools.or(self.used_tools.take());
         self.hitl_request = hitl_request.or(self.hitl_request.take());
         self.pending_eca_request = pending_eca_request.or(self.pending_eca_request.take());
         self.deep_planning = deep_planning.or(self.deep_planning.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::WireEnum;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_700_000_000 + second, 0).expect("a time")
+    }
+
+    /// The times after a change at second 9: started, paused and finished, as seconds.
+    type Times = (Option<i64>, Option<i64>, Option<i64>);
+
+    /// Changes to `to` a turn that started at second 1, was paused at 2 and ended at 3.
+    fn change(from: Status, to: Status) -> TurnState {
+        let mut state = TurnState {
+            status: from,
+            is_manually_stopped: true,
+            result: Some("kept".to_owned()),
+            started_at: Some(at(1)),
+            paused_at: Some(at(2)),
+            finished_at: Some(at(3)),
+            ..TurnState::pending()
+        };
+        state.set_status(to, at(9));
+        state
+    }
+
+    #[test]
+    fn each_status_has_its_times_after_any_other() {
+        let expected: [(Status, Times); 7] = [
+            (Status::Pending, (None, None, None)),
+            (Status::Executing, (Some(1), Some(2), None)),
+            (Status::Paused, (Some(1), Some(9), None)),
+            (Status::Error, (Some(1), Some(2), Some(9))),
+            (Status::Failed, (Some(1), Some(2), Some(9))),
+            (Status::Completed, (Some(1), Some(2), Some(9))),
+            (Status::Stopped, (Some(1), Some(2), Some(9))),
+        ];
+        let mut pairs = 0;
+        for from in Status::ALL {
+            for (to, times) in expected {
+                pairs += 1;
+                let state = change(*from, to);
+                // The same status again changes nothing.
+                let unchanged = *from == to;
+                let (started, paused, finished) =
+                    if unchanged { (Some(1), Some(2), Some(3)) } else { times };
+                let wanted = TurnState {
+                    status: to,
+                    is_manually_stopped: unchanged,
+                    result: Some("kept".to_owned()),
+                    started_at: started.map(at),
+                    paused_at: paused.map(at),
+                    finished_at: finished.map(at),
+                    ..TurnState::pending()
+                };
+                assert_eq!(state, wanted, "{from:?} to {to:?}");
+            }
+        }
+        assert_eq!(pairs, 49);
+    }
+
+    #[test]
+    fn a_turn_starts_with_its_first_execution() {
+        for (status, started) in [
+            (Status::Executing, Some(at(9))),
+            (Status::Paused, None),
+            (Status::Completed, None),
+            (Status::Stopped, None),
+        ] {
+            let mut state = TurnState::pending();
+            state.set_status(status, at(9));
+            assert_eq!(state.started_at, started, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn details_that_a_report_leaves_out_stay() {
+        let object = |name: &str| Some(Map::from_iter([(name.to_owned(), Value::Null)]));
+        let first = TurnDetails {
+            tokens: object("tokens"),
+            duration: Some(1.0),
+            used_tools: Some(vec!["search".to_owned()]),
+            hitl_request: object("hitl"),
+            pending_eca_request: object("eca"),
+            deep_planning: object("plan"),
+        };
+        let mut details = first.clone();
+        details.update(TurnDetails::default());
+        assert_eq!(details, first);
+        let second = TurnDetails {
+            tokens: object("tokens 2"),
+            duration: Some(2.0),
+            used_tools: Some(Vec::new()),
+            hitl_request: object("hitl 2"),
+            pending_eca_request: object("eca 2"),
+            deep_planning: object("plan 2"),
+        };
+        details.update(second.clone());
+        assert_eq!(details, second);
     }
 }

@@ -55,7 +55,7 @@ pub struct ApiKey {
     pub id: Uuid,
     /// Name of its organization.
     pub organization: String,
-    /// What it is for, in the words of the person who created it.
+    /// Its purpose, as described by its creator.
     pub name: String,
     /// Its first characters.
     pub prefix: String,

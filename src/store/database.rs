@@ -1,4 +1,4 @@
-//! Where a database is, and its schema.
+//! The address of a database, and its schema.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::domain::Limits;
 /// The migrations in `migrations/`, the same that `sqlx migrate run` applies.
 static MIGRATOR: Migrator = sqlx::migrate!();
 
-/// Where a database is: a parsed `postgres://` URL. Printing it shows no password.
+/// The address of a database: a parsed `postgres://` URL. Printing it shows no password.
 #[derive(Clone)]
 pub struct DatabaseUrl {
     options: PgConnectOptions,

@@ -36,7 +36,8 @@ pub enum StoreError {
     #[error(
         "the database has the schema of a development version that was never released, and cannot \
          be migrated. Use an empty database, or another --data-dir; to keep its tasks, run \
-         `task-history export` with the version that made it and `task-history import` with this one"
+         `task-history export` with the version that made it and `task-history import` with this \
+         one"
     )]
     DevelopmentSchema,
     /// The database has migrations that this version does not know.
@@ -71,7 +72,8 @@ impl From<sqlx::Error> for StoreError {
             // https://www.postgresql.org/docs/current/errcodes-appendix.html
             sqlx::Error::Database(error) => error.code().is_some_and(|code| {
                 // query_canceled (a timeout), serialization_failure, deadlock_detected,
-                // lock_not_available, idle_in_transaction_session_timeout, read_only_sql_transaction
+                // lock_not_available, idle_in_transaction_session_timeout,
+                // read_only_sql_transaction
                 let transient = ["57014", "40001", "40P01", "55P03", "25P03", "25006"];
                 // Class 08: connection; 53: resources; 57P: the server stops or starts.
                 let classes = ["08", "53", "57P"];

@@ -10,7 +10,10 @@ impl Store {
     /// All organizations with their names, by name.
     pub async fn list_organizations(&self) -> Result<Vec<(OrganizationId, String)>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT id AS "organization_id: OrganizationId", name FROM organizations ORDER BY name"#
+            r#"
+            SELECT id AS "organization_id: OrganizationId", name
+            FROM organizations ORDER BY name
+            "#
         )
         .fetch_all(&self.pool)
         .await?;

@@ -2,8 +2,8 @@
 //!
 //! sqlx's own pool pings the server each time a connection comes back: three round trips for a
 //! request of one statement. This pool pings only after a connection was idle for a while. Instead
-//! it watches whether each use came to its end. A request that is dropped half way (its client
-//! closed the connection) leaves an answer on the wire or a transaction open. Such a connection is
+//! it tracks whether each use is complete. A request that is dropped early (its client closed the
+//! connection) leaves an answer on the wire or a transaction open. Such a connection is
 //! closed, not reused.
 //!
 //! No caller has to give a connection back. A single statement runs on the pool itself, which is an
@@ -198,7 +198,7 @@ impl<'p> Executor<'p> for &'p Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        // All at once: a reader that stopped half way would keep the connection.
+        // Fetch all rows at once: a reader that stops early would keep the connection.
         let steps = async move {
             let mut connection = self.get().await?;
             let steps: Vec<Step> = connection.fetch_many(query).try_collect().await?;

@@ -67,7 +67,8 @@ impl Store {
         organization: OrganizationId,
         id: &TaskId,
     ) -> Result<Vec<ThreadTurn>, StoreError> {
-        // Clients choose parents, so there may be cycles: UNION drops rows that it has found before.
+        // Clients choose parents, so there may be cycles: UNION drops rows that it has found
+        // before.
         let rows = sqlx::query_as!(
             ThreadRow,
             r#"

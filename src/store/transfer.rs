@@ -16,8 +16,9 @@ use crate::domain::{
 const PAGE_SIZE: i64 = 500;
 
 impl Store {
-    /// Imports tasks, each with another id, with everything that was recorded of them. Existing tasks
-    /// are left unchanged. Returns how many were imported. Committed when this returns, all or none.
+    /// Imports tasks, each with another id, with everything that was recorded of them. Existing
+    /// tasks are left unchanged. Returns how many were imported. Committed when this returns, all
+    /// or none.
     #[expect(clippy::too_many_lines, reason = "one statement, most of it SQL and its parameters")]
     pub async fn import_tasks(
         &self,
@@ -39,17 +40,20 @@ impl Store {
             r#"
             WITH task AS (
                 INSERT INTO tasks (
-                    organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id, status,
-                    internal_status, source, title, result, turns, events, created_at, updated_at
+                    organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id,
+                    status, internal_status, source, title, result, turns, events, created_at,
+                    updated_at
                 )
-                SELECT $1, id, agent_id, user_id, parent_task_id, triggering_agent_id, status::task_status,
-                       internal_status, source, title, result, turns, events, created_at, updated_at
+                SELECT $1, id, agent_id, user_id, parent_task_id, triggering_agent_id,
+                       status::task_status, internal_status, source, title, result, turns, events,
+                       created_at, updated_at
                 FROM unnest(
-                    $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-                    $10::text[], $11::text[], $12::int[], $13::bigint[], $14::timestamptz[], $15::timestamptz[]
+                    $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                    $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::bigint[],
+                    $14::timestamptz[], $15::timestamptz[]
                 ) AS new (
-                    id, agent_id, user_id, parent_task_id, triggering_agent_id, status, internal_status, source,
-                    title, result, turns, events, created_at, updated_at
+                    id, agent_id, user_id, parent_task_id, triggering_agent_id, status,
+                    internal_status, source, title, result, turns, events, created_at, updated_at
                 )
                 ORDER BY id COLLATE "C"
                 ON CONFLICT (organization_id, id) DO NOTHING
@@ -57,27 +61,32 @@ impl Store {
             ),
             turn AS (
                 INSERT INTO task_turns (
-                    organization_id, task_id, turn, input, request, reported, status, internal_status, result,
-                    last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at, finished_at
+                    organization_id, task_id, turn, input, request, reported, status,
+                    internal_status, result, last_executed_node_id, is_manually_stopped, created_at,
+                    started_at, paused_at, finished_at
                 )
-                SELECT $1, task.id, turn, input::json, request::json, reported::json, status::task_status,
-                       internal_status, result, last_executed_node_id, is_manually_stopped, created_at, started_at,
-                       paused_at, finished_at
+                SELECT $1, task.id, turn, input::json, request::json, reported::json,
+                       status::task_status, internal_status, result, last_executed_node_id,
+                       is_manually_stopped, created_at, started_at, paused_at, finished_at
                 FROM unnest(
-                    $16::text[], $17::int[], $18::text[], $19::text[], $20::text[], $21::text[], $22::text[],
-                    $23::text[], $24::text[], $25::boolean[], $26::timestamptz[], $27::timestamptz[],
-                    $28::timestamptz[], $29::timestamptz[]
+                    $16::text[], $17::int[], $18::text[], $19::text[], $20::text[], $21::text[],
+                    $22::text[], $23::text[], $24::text[], $25::boolean[], $26::timestamptz[],
+                    $27::timestamptz[], $28::timestamptz[], $29::timestamptz[]
                 ) AS new (
                     task_id, turn, input, request, reported, status, internal_status, result,
-                    last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at, finished_at
+                    last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at,
+                    finished_at
                 )
                 JOIN task ON task.id = new.task_id COLLATE "C"
             ),
             event AS (
-                INSERT INTO task_events (organization_id, task_id, event, turn, type, data, created_at)
+                INSERT INTO task_events (
+                    organization_id, task_id, event, turn, type, data, created_at
+                )
                 SELECT $1, task.id, event, turn, type, data::json, created_at
                 FROM unnest(
-                    $30::text[], $31::bigint[], $32::int[], $33::text[], $34::text[], $35::timestamptz[]
+                    $30::text[], $31::bigint[], $32::int[], $33::text[], $34::text[],
+                    $35::timestamptz[]
                 ) AS new (task_id, event, turn, type, data, created_at)
                 JOIN task ON task.id = new.task_id COLLATE "C"
             )
@@ -86,13 +95,18 @@ impl Store {
             organization as OrganizationId,
             &column(records, |record| record.id.as_str()) as &[&str],
             &column(records, |record| record.agent_id.as_str()) as &[&str],
-            &column(records, |record| record.user_id.as_ref().map(UserId::as_str)) as &[Option<&str>],
-            &column(records, |record| record.parent_task_id.as_ref().map(TaskId::as_str)) as &[Option<&str>],
+            &column(records, |record| record.user_id.as_ref().map(UserId::as_str))
+                as &[Option<&str>],
+            &column(records, |record| record.parent_task_id.as_ref().map(TaskId::as_str))
+                as &[Option<&str>],
             &column(records, |record| record.triggering_agent_id.as_ref().map(AgentId::as_str))
                 as &[Option<&str>],
             &column(records, |record| record.latest().status.as_str()) as &[&str],
-            &column(records, |record| record.latest().internal_status.as_ref().map(ShortText::as_str))
-                as &[Option<&str>],
+            &column(records, |record| record
+                .latest()
+                .internal_status
+                .as_ref()
+                .map(ShortText::as_str)) as &[Option<&str>],
             &column(records, |record| record.source.as_str()) as &[&str],
             &column(records, ExportedTask::list_title) as &[Option<&str>],
             &column(records, |record| record.latest().result.as_deref()) as &[Option<&str>],
@@ -106,9 +120,11 @@ impl Store {
             &column(&turns, |(.., turn)| to_json(&turn.options)),
             &column(&turns, |(.., turn)| to_json(&turn.details)),
             &column(&turns, |(.., turn)| turn.status.as_str()) as &[&str],
-            &column(&turns, |(.., turn)| turn.internal_status.as_ref().map(ShortText::as_str)) as &[Option<&str>],
+            &column(&turns, |(.., turn)| turn.internal_status.as_ref().map(ShortText::as_str))
+                as &[Option<&str>],
             &column(&turns, |(.., turn)| turn.result.as_deref()) as &[Option<&str>],
-            &column(&turns, |(.., turn)| turn.last_executed_node_id.as_deref()) as &[Option<&str>],
+            &column(&turns, |(.., turn)| turn.last_executed_node_id.as_deref())
+                as &[Option<&str>],
             &column(&turns, |(.., turn)| turn.is_manually_stopped),
             &column(&turns, |(.., turn)| turn.created_at),
             &column(&turns, |(.., turn)| turn.started_at) as &[Option<DateTime<Utc>>],
@@ -158,7 +174,8 @@ async fn read_page(
     let tasks = sqlx::query!(
         r#"
         SELECT id AS "id: TaskId", agent_id AS "agent_id: AgentId", user_id AS "user_id: UserId",
-               parent_task_id AS "parent_task_id: TaskId", triggering_agent_id AS "triggering_agent_id: AgentId",
+               parent_task_id AS "parent_task_id: TaskId",
+               triggering_agent_id AS "triggering_agent_id: AgentId",
                source AS "source: ShortText", title, created_at, updated_at
         FROM tasks
         WHERE organization_id = $1 AND id > $2 AND ($3::text IS NULL OR agent_id = $3)
@@ -175,9 +192,11 @@ async fn read_page(
     let ids: Vec<_> = tasks.iter().map(|task| task.id.clone()).collect();
     let turns = sqlx::query!(
         r#"
-        SELECT task_id AS "task_id: TaskId", turn, input::text AS "input!", request::text AS "request!",
-               reported::text AS "reported!", status AS "status: Status", internal_status AS "internal_status: ShortText",
-               result, last_executed_node_id, is_manually_stopped, created_at, started_at, paused_at, finished_at
+        SELECT task_id AS "task_id: TaskId", turn, input::text AS "input!",
+               request::text AS "request!", reported::text AS "reported!",
+               status AS "status: Status", internal_status AS "internal_status: ShortText",
+               result, last_executed_node_id, is_manually_stopped, created_at, started_at,
+               paused_at, finished_at
         FROM task_turns
         WHERE organization_id = $1 AND task_id = ANY($2)
         ORDER BY task_id, turn
@@ -189,7 +208,8 @@ async fn read_page(
     .await?;
     let events = sqlx::query!(
         r#"
-        SELECT task_id AS "task_id: TaskId", event, turn, type AS kind, data::text AS "data!", created_at
+        SELECT task_id AS "task_id: TaskId", event, turn, type AS kind, data::text AS "data!",
+               created_at
         FROM task_events
         WHERE organization_id = $1 AND task_id = ANY($2)
         ORDER BY task_id, event

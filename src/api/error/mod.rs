@@ -45,8 +45,8 @@ pub(crate) enum ApiError {
     Internal(String),
 }
 
-/// The text of a failure of the service. It travels to the request log in the response's extensions,
-/// never to a client.
+/// The text of a failure of the service. It travels to the request log in the response's
+/// extensions, never to a client.
 #[derive(Debug, Clone)]
 pub(crate) struct LoggedError(pub(crate) String);
 

@@ -129,7 +129,9 @@ fn rewrite_operation(operation: &mut Value) {
                 json!({
                     "description": "Validation Error",
                     "content": {
-                        "application/json": { "schema": { "$ref": "#/components/schemas/HTTPValidationError" } }
+                        "application/json": {
+                            "schema": { "$ref": "#/components/schemas/HTTPValidationError" }
+                        }
                     }
                 }),
             );

@@ -42,7 +42,7 @@ status_schema! {
     ExecutionStatus
 }
 
-/// What a result shall be
+/// The format of a result
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(crate) enum OutputFormat {
@@ -52,7 +52,7 @@ pub(crate) enum OutputFormat {
     Voice,
 }
 
-/// How hard an agent shall think
+/// How thoroughly an agent thinks
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(crate) enum ThinkMode {
@@ -60,7 +60,7 @@ pub(crate) enum ThinkMode {
     Harder,
 }
 
-/// How much a language model shall reason
+/// The reasoning effort of a language model
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(crate) enum ReasoningEffort {
@@ -80,7 +80,7 @@ pub(crate) struct ListAgentTasksQuery {
     /// Tasks per page (at most 50)
     #[param(minimum = 1, maximum = 50, default = 20)]
     per_page: Option<i64>,
-    /// Only tasks made for this user
+    /// Only tasks created for this user
     user_id: Option<String>,
     /// Only sub-tasks of this task
     parent_task_id: Option<String>,
@@ -103,7 +103,7 @@ pub(crate) struct ListTasksQuery {
     /// Tasks per page (at most 50)
     #[param(minimum = 1, maximum = 50, default = 20)]
     per_page: Option<i64>,
-    /// Only tasks made for this user
+    /// Only tasks created for this user
     user_id: Option<String>,
     /// Only sub-tasks of this task
     parent_task_id: Option<String>,
@@ -121,10 +121,10 @@ pub(crate) struct ListTasksQuery {
     /// Only tasks created at this time or earlier
     #[param(format = DateTime)]
     to_date: Option<String>,
-    /// Only tasks with one of these execution statuses, separated by commas; an addition to the contract
-    #[param(
-        pattern = "^(pending|executing|paused|error|failed|completed|stopped)(,(pending|executing|paused|error|failed|completed|stopped))*$"
-    )]
+    /// Only tasks with one of these execution statuses, separated by commas. An addition to the
+    /// contract
+    #[param(pattern = "^(pending|executing|paused|error|failed|completed|stopped)\
+                   (,(pending|executing|paused|error|failed|completed|stopped))*$")]
     status_in: Option<String>,
 }
 
@@ -138,7 +138,7 @@ pub(crate) struct HistoryQuery {
     /// Tasks per page (at most 1000)
     #[param(minimum = 1, maximum = 1000, default = 1000)]
     per_page: Option<i64>,
-    /// Only tasks made for this user
+    /// Only tasks created for this user
     user_id: Option<String>,
     /// Only sub-tasks of this task
     parent_task_id: Option<String>,
@@ -161,7 +161,7 @@ pub(crate) struct InvokeQuery {
 /// A request to run one turn of a task
 #[derive(ToSchema)]
 pub(crate) struct AgentExecutionRequest {
-    /// What the agent is asked
+    /// The input
     input: InputBody,
     /// The task to continue, or the id of the one to create; absent makes a new id
     id: Option<String>,
@@ -169,11 +169,11 @@ pub(crate) struct AgentExecutionRequest {
     payload_extension: Option<Object>,
     /// The task that this is a sub-task of
     parent_execution_id: Option<String>,
-    /// The worker that shall run it
+    /// The worker to run the turn
     worker_id: Option<String>,
-    /// How it is invoked, in the caller's words; absent means `api`
+    /// How the turn is invoked, as free text; absent means `api`
     source: Option<String>,
-    /// What the result shall be
+    /// The format of the result
     #[schema(default = "text")]
     output_format: Option<OutputFormat>,
     /// JSON schema of the result
@@ -183,19 +183,19 @@ pub(crate) struct AgentExecutionRequest {
     run_locally: Option<bool>,
     /// Context beside the input
     additional_context: Option<String>,
-    /// What the result shall look like, in words
+    /// A description of the expected result
     expected_output: Option<String>,
     /// Whether events of the turn will be streamed
     #[schema(default = false)]
     events_streaming: Option<bool>,
-    /// MCP servers that the agent may use; what could be a secret is not kept
+    /// MCP servers that the agent may use; everything that could be a secret is dropped
     #[schema(default = json!([]))]
     mcp_servers: Option<Vec<Object>>,
     /// The agent that delegates the task
     triggering_agent_id: Option<String>,
     /// A title for the turn; absent, lists show the input's text
     title: Option<String>,
-    /// How hard the agent shall think
+    /// How thoroughly the agent thinks
     #[schema(default = "default")]
     think_mode: Option<ThinkMode>,
     /// Whether attachments stay out of the prompt
@@ -216,11 +216,11 @@ pub(crate) struct AgentExecutionRequest {
     llm_model_provider: Option<String>,
     /// Name of the language model
     llm_model_name: Option<String>,
-    /// How much the language model shall reason
+    /// The reasoning effort of the language model
     llm_reasoning_effort: Option<ReasoningEffort>,
 }
 
-/// What a turn asks
+/// The input of a turn
 #[derive(ToSchema)]
 #[schema(as = AgentExecutionInput_Input)]
 pub(crate) struct InputBody {
@@ -230,7 +230,7 @@ pub(crate) struct InputBody {
     /// Addresses of files
     #[schema(default = json!([]))]
     files: Option<Vec<String>>,
-    /// The end user in whose name it is asked
+    /// The end user on whose behalf the agent is invoked
     user: Option<UserBody>,
 }
 
@@ -246,29 +246,29 @@ pub(crate) struct UserBody {
     last_name: Option<String>,
     /// Email address
     email: String,
-    /// Whatever else the caller keeps about them
+    /// Other attributes of the caller's own
     additional_attributes: Option<Object>,
     /// Role in the caller's organization
     #[schema(default = "member")]
     role: Option<String>,
-    /// Whether the caller calls them a super administrator
+    /// Whether the caller marks the user as a super administrator
     #[schema(default = false)]
     is_super_admin: Option<bool>,
     /// Time zone name
     timezone: Option<String>,
 }
 
-/// What a runner reports about the latest turn of a task. What is absent or null stays as it is, and so does what
-/// the service owns (ids, times, sub-tasks)
+/// What a runner reports about the latest turn of a task. Absent and null fields stay unchanged,
+/// and so does what the service owns (ids, times, sub-tasks)
 #[derive(ToSchema)]
 pub(crate) struct TaskUpdateRequest {
     /// The new status
     status: Option<ExecutionStatus>,
-    /// The outcome
+    /// The result
     result: Option<String>,
     /// The customer's own status
     internal_status: Option<String>,
-    /// Which step of the agent ran last
+    /// The agent's step that ran last
     last_executed_node_id: Option<String>,
     /// How the turn was invoked
     source: Option<String>,
@@ -276,11 +276,11 @@ pub(crate) struct TaskUpdateRequest {
     title: Option<String>,
     /// The caller's own data about the turn
     payload_extension: Option<Object>,
-    /// The same, under the name that the official SDK gives it
+    /// The same, with the official SDK's name
     tool_call_payload_extension: Option<Object>,
-    /// Language model tokens that the turn used
+    /// Token usage of the turn
     tokens: Option<Tokens>,
-    /// How long the turn took, in seconds
+    /// Duration of the turn in seconds
     duration: Option<f64>,
     /// Names of the tools that the turn used
     used_tools: Option<Vec<String>>,
@@ -292,36 +292,36 @@ pub(crate) struct TaskUpdateRequest {
     deep_planning: Option<DeepPlanning>,
 }
 
-/// What came of a turn that ran elsewhere
+/// The result of a turn that ran elsewhere
 #[derive(ToSchema)]
 pub(crate) struct TaskReportRequest {
     /// The task to continue, or the id of the one to create; absent makes a new id
     id: Option<String>,
-    /// What was asked
+    /// The input
     input: Option<String>,
-    /// The language model's answer; the result, where there is no `result`
+    /// The language model's answer; it is the result if `result` is absent
     llm_response: Option<serde_json::Value>,
-    /// Language model tokens that it used
+    /// Token usage
     tokens: Option<Tokens>,
     /// Whether it succeeded: `completed`, or else `error`
     #[schema(default = true)]
     is_success: Option<bool>,
-    /// The outcome
+    /// The result
     result: Option<String>,
-    /// How long it took, in seconds
+    /// Duration in seconds
     duration: Option<f64>,
     /// Names of the tools that it used
     #[schema(default = json!([]))]
     used_tools: Option<Vec<String>>,
 }
 
-/// What a turn cost
+/// Token usage and duration of a turn
 #[derive(ToSchema)]
 pub(crate) struct ExecutionMetricsReport {
     /// The task
     #[schema(min_length = 1, max_length = 255)]
     execution_id: String,
-    /// How long its latest turn took, in seconds
+    /// Duration of its latest turn in seconds
     duration: Option<f64>,
     /// The customer's own status
     internal_status: Option<String>,
@@ -329,7 +329,7 @@ pub(crate) struct ExecutionMetricsReport {
     llm_tokens: Option<ExecutionTokens>,
 }
 
-/// Language model tokens by who used them
+/// Token usage of the language model by consumer
 #[derive(ToSchema)]
 pub(crate) struct ExecutionTokens {
     /// Those of the task itself
@@ -341,7 +341,8 @@ pub(crate) struct ExecutionTokens {
 /// Something that happens to a task
 #[derive(ToSchema)]
 pub(crate) struct TaskUpdateEvent {
-    /// What: `chunk`, `tool_call_request`, `tool_call_result`, `think`, `analyze`, `sub_agent_trigger`, …
+    /// The type: `chunk`, `tool_call_request`, `tool_call_result`, `think`, `analyze`,
+    /// `sub_agent_trigger`, …
     r#type: String,
     /// The event's own data
     data: Option<serde_json::Value>,
@@ -383,7 +384,7 @@ pub(crate) struct TasksListItem {
     updated_at: Option<String>,
     /// How the latest turn was invoked
     source_node_type: Option<String>,
-    /// The latest turn's outcome
+    /// The result of the latest turn
     result: Option<String>,
     /// The latest turn's title, else its input text
     title: Option<String>,
@@ -443,6 +444,7 @@ pub(crate) struct ErrorDetail {
     detail: String,
 }
 
-/// A task whose new turn has just been recorded; the document gives it the properties of `AgentExecution`
+/// A task whose new turn has just been recorded; the document gives it the properties of
+/// `AgentExecution`
 #[derive(ToSchema)]
 pub(crate) struct CreatedTask {}

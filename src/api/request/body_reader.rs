@@ -230,8 +230,8 @@ impl<'a, 'e> BodyReader<'a, 'e> {
         read_json_object(self.value(name)?, self.loc_of(name), self.errors)
     }
 
-    /// An object that may be absent or null. It is kept as received if `check` finds no error in its
-    /// known fields.
+    /// An object that may be absent or null. It is kept as received if `check` finds no error in
+    /// its known fields.
     pub(crate) fn checked_object(
         &mut self,
         name: &'static str,

@@ -196,7 +196,8 @@ impl Scanner<'_> {
                 let first =
                     self.hex(at + 2).filter(|_| at + 6 < self.bytes.len()).ok_or(invalid)?;
                 match first {
-                    // A lone surrogate is not a character. Python accepts it, and nothing stores it.
+                    // A lone surrogate is not a character. Python accepts it, and nothing stores
+                    // it.
                     0xd800..0xdc00 => {
                         if self.byte_at(at + 6) != Some(b'\\') || self.byte_at(at + 7) != Some(b'u')
                         {

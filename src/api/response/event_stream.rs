@@ -66,8 +66,8 @@ impl From<StoreError> for StreamEnd {
     }
 }
 
-/// The source of one stream. It reads events and sends them to the reader, and keeps only the number
-/// of the last one.
+/// The source of one stream. It reads events and sends them to the reader, and keeps only the
+/// number of the last one.
 struct EventStreamTask {
     state: AppState,
     organization: OrganizationId,

@@ -37,25 +37,25 @@ impl Serialize for Timestamp {
     }
 }
 
-/// A whole task: the record, its latest turn, its sub-tasks.
+/// A whole task: its summary, its latest turn, its sub-tasks.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct AgentExecution {
-    /// The task's id, which is its conversation's
+    /// The task's id, which is also its conversation's id
     id: String,
     /// The agent that executes the task
     agent_id: String,
     /// The organization that owns the task
     organization_id: String,
-    /// What the latest turn asks
+    /// The input of the latest turn
     input: InputResponse,
     /// Status of the latest turn
     #[schema(value_type = Option<schemas::ExecutionStatus>, default = "pending")]
     status: Status,
     /// The customer's own status
     internal_status: Option<String>,
-    /// Which step of the agent ran last
+    /// The agent's step that ran last
     last_executed_node_id: Option<String>,
-    /// The version of the agent that was asked for
+    /// The requested version of the agent
     agent_version: Option<String>,
     /// When the first turn was recorded
     #[schema(value_type = String, format = DateTime)]
@@ -69,17 +69,17 @@ pub(crate) struct AgentExecution {
     /// When the latest turn ended
     #[schema(value_type = Option<String>, format = DateTime)]
     finished_at: Option<Timestamp>,
-    /// The latest turn's outcome
+    /// The result of the latest turn
     result: Option<String>,
     /// The task that this one is a sub-task of
     parent_execution: Option<String>,
     /// Ids of the direct sub-tasks, oldest first
     #[schema(value_type = Option<Vec<String>>, default = json!([]))]
     sub_executions: Vec<String>,
-    /// Those of them that have ended
+    /// Ids of the direct sub-tasks that have ended
     #[schema(value_type = Option<Vec<String>>, default = json!([]))]
     finished_sub_executions: Vec<String>,
-    /// Whether a person stopped the latest turn, rather than the system
+    /// Whether a person, not the system, stopped the latest turn
     #[schema(value_type = Option<bool>, default = false)]
     is_manually_stopped: bool,
     /// The caller's own data
@@ -94,13 +94,13 @@ pub(crate) struct AgentExecution {
     /// How the latest turn was invoked
     #[schema(value_type = Option<String>)]
     source: String,
-    /// The worker that shall run it
+    /// The worker to run the turn
     worker_id: Option<String>,
     /// Context beside the input
     additional_context: Option<String>,
-    /// What the result shall look like, in words
+    /// A description of the expected result
     expected_output: Option<String>,
-    /// What the result shall be
+    /// The format of the result
     #[schema(value_type = Option<schemas::OutputFormat>, default = "text")]
     output_format: Option<OutputFormat>,
     /// JSON schema of the result
@@ -109,10 +109,10 @@ pub(crate) struct AgentExecution {
     /// Whether events of the turn are streamed
     #[schema(default = false)]
     events_streaming: Option<bool>,
-    /// Whether tools that change something were used; not reported by anyone yet
+    /// Whether tools that change something were used; no runner reports this yet
     #[schema(value_type = Option<bool>, default = false)]
     used_mutating_tools: bool,
-    /// Whether the task goes on by itself; not reported by anyone yet
+    /// Whether the task goes on by itself; no runner reports this yet
     #[schema(value_type = Option<bool>, default = false)]
     is_continuous: bool,
     /// MCP servers that the agent may use, without anything that could be a secret
@@ -122,7 +122,7 @@ pub(crate) struct AgentExecution {
     triggering_agent_id: Option<String>,
     /// The latest turn's explicit title
     title: Option<String>,
-    /// How hard the agent shall think
+    /// How thoroughly the agent thinks
     #[schema(value_type = Option<schemas::ThinkMode>, default = "default")]
     think_mode: Option<ThinkMode>,
     /// Whether attachments stay out of the prompt
@@ -145,29 +145,29 @@ pub(crate) struct AgentExecution {
     /// The agent's plan
     #[schema(value_type = Option<schemas::DeepPlanning>)]
     deep_planning: Value,
-    /// How often the latest turn was tried
+    /// The number of attempts of the latest turn
     #[schema(default = 1)]
     execution_attempts: i64,
     /// Always null: tokens are not kept
     #[schema(value_type = Option<Object>)]
     user_tokens: Option<Map<String, Value>>,
-    /// Language model tokens that the latest turn used
+    /// Token usage of the latest turn
     #[schema(value_type = Option<schemas::Tokens>)]
     tokens: Option<Map<String, Value>>,
     /// Provider of the language model
     llm_model_provider: Option<String>,
     /// Name of the language model
     llm_model_name: Option<String>,
-    /// How much the language model shall reason
+    /// The reasoning effort of the language model
     #[schema(value_type = Option<schemas::ReasoningEffort>)]
     llm_reasoning_effort: Option<ReasoningEffort>,
-    /// How long the latest turn took, in seconds, by its runner's clock; 0 where nobody has said
+    /// Duration of the latest turn in seconds, measured by its runner; 0 if none was reported
     #[schema(default = 0.0)]
     duration: f64,
     /// Names of the tools that the latest turn used
     #[schema(value_type = Option<Vec<String>>, default = json!([]))]
     used_tools: Vec<String>,
-    /// Most tool calls of the turn
+    /// The maximum number of tool calls in the turn
     tool_call_limit: Option<i64>,
     /// The command line that runs the turn
     harness_cli: Option<String>,
@@ -249,10 +249,12 @@ pub(crate) fn recorded_response(recorded: RecordedInvocation) -> Response {
 
 /// The plan of an agent that has none, with the contract's defaults.
 fn no_plan() -> Value {
-    json!({ "enabled": false, "enforce": false, "started": false, "question_raised": false, "tasks": [] })
+    json!({
+        "enabled": false, "enforce": false, "started": false, "question_raised": false, "tasks": []
+    })
 }
 
-/// What a turn asks.
+/// The input of a turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AgentExecutionInput_Output)]
 pub(crate) struct InputResponse {
@@ -262,13 +264,13 @@ pub(crate) struct InputResponse {
     /// Addresses of files
     #[schema(default = json!([]))]
     files: Option<Vec<String>>,
-    /// The end user in whose name it is asked
+    /// The end user on whose behalf the agent is invoked
     user: Option<UserResponse>,
-    /// Files described in detail; absent where there are none
+    /// Files described in detail; absent if there are none
     #[schema(value_type = Option<Vec<Object>>)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     attachments: Vec<Map<String, Value>>,
-    /// Who asks, where that is not the end user; absent otherwise
+    /// The caller, if it is not the end user; absent otherwise
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     principal: Option<Map<String, Value>>,
@@ -292,18 +294,18 @@ pub(crate) struct UserResponse {
     last_name: Option<String>,
     /// Email address
     email: String,
-    /// Whatever else the caller keeps about them
+    /// Other attributes of the caller's own
     #[schema(value_type = Option<Object>)]
     additional_attributes: Option<Map<String, Value>>,
     /// Role in the caller's organization
     #[schema(default = "member")]
     role: Option<String>,
-    /// Whether the caller calls them a super administrator
+    /// Whether the caller marks the user as a super administrator
     #[schema(default = false)]
     is_super_admin: Option<bool>,
     /// Time zone name
     timezone: Option<String>,
-    /// First and last name, else the email address
+    /// First and last name, or else the email address
     #[schema(read_only)]
     display_name: String,
 }

@@ -15,7 +15,7 @@ use crate::domain::{Event, EventKind, Message, Role, TaskId, ThreadTurn};
 
 /// Get a task's activity log
 ///
-/// Everything that happened in the conversation, in order: what was asked, what the runner did, what it answered.
+/// The activity of the conversation in order: inputs, events of the runner, results.
 #[utoipa::path(
     get,
     path = "/activity/{agent_id}/{task_id}",

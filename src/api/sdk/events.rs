@@ -23,7 +23,7 @@ const MAX_PUSHED: usize = 1000;
 
 /// Stream a task's events
 ///
-/// Server-sent events: the task as it is, then what happens to it as it happens, until its turn ends.
+/// Server-sent events: first the current task, then each event until its turn ends.
 #[utoipa::path(
     get,
     path = "/agent-execution/{task_id}/events",
@@ -52,8 +52,9 @@ pub(crate) async fn get_events(
 
 /// Push events of a task
 ///
-/// What an agent's runner does while it works: tool calls, thoughts, fragments of the result. They reach those who
-/// follow the task, and its activity log. Events of the task's own state come from reports, and are ignored here.
+/// Events of a running agent: tool calls, thoughts, fragments of the result. They are sent to the
+/// task's event streams and kept in its activity log. Events of the task's own state come from
+/// reports and are ignored here.
 #[utoipa::path(
     post,
     path = "/agent-execution/{task_id}/events/push",

@@ -22,7 +22,7 @@ use crate::api::response::task_list_json::TaskListBody;
 use crate::api::state::AppState;
 use crate::domain::{TaskFilter, UserId};
 
-/// The SDK knows no pages and takes what it gets. Production stops at a thousand tasks too.
+/// The SDK has no pages and reads one list. Production also returns at most a thousand tasks.
 const PAGE_SIZES: PageSizes = PageSizes { default: 1000, max: 1000 };
 
 /// List an agent's tasks, as the SDK does
@@ -55,7 +55,7 @@ pub(crate) async fn list_agent_history(
 
 /// List a user's tasks, as the SDK does
 ///
-/// The tasks of all agents that were made for the user, newest first, as a bare array.
+/// The tasks of all agents that were created for the user, newest first, as a bare array.
 #[utoipa::path(
     get,
     path = "/agent-execution/executions/history/user/{user_id}",

@@ -25,9 +25,9 @@ use crate::domain::{
 
 /// Report about a task
 ///
-/// How an agent's runner says that the latest turn of a task executes, waits, or has ended, and with what result.
-/// What is absent or null stays as it is. Times are the service's: `started_at`, `paused_at` and `finished_at` follow
-/// the status.
+/// An agent's runner reports the status and the result of the latest turn of a task.
+/// Absent and null fields stay unchanged. Times are the service's: `started_at`, `paused_at` and
+/// `finished_at` follow the status.
 #[utoipa::path(
     patch,
     path = "/agent-execution/{task_id}/update",
@@ -112,7 +112,7 @@ fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<ValidationError>>
 
 /// Record a turn that ran elsewhere
 ///
-/// Records a turn together with its outcome. The same id again is a turn of the same task.
+/// Records a turn together with its result. The same id again is a turn of the same task.
 #[utoipa::path(
     post,
     path = "/agent-execution/{agent_id}/report_task",

@@ -24,8 +24,8 @@ const PAGE_SIZES: PageSizes = PageSizes { default: 20, max: 50 };
 /// List an agent's tasks
 ///
 /// The tasks that the agent executes, newest first, sub-tasks included, with the exact number of
-/// tasks that match. An invocation with the id of a task is a turn of it: it updates that task and
-/// adds none. A page past the end is empty, and so is the list of an unknown agent.
+/// tasks that match. An invocation with the id of a task adds a turn to that task and
+/// creates no new task. A page past the end is empty, and so is the list of an unknown agent.
 #[utoipa::path(
     get,
     path = "/v1/agents/{agent_id}/tasks",

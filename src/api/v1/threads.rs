@@ -13,14 +13,14 @@ use crate::api::request::path::TaskPath;
 use crate::api::state::AppState;
 use crate::domain::{Message, Role, ThreadTurn};
 
-/// One side of a turn
+/// A message of a turn
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ThreadMessage {
     /// `<task id>_user_<turn>` or `<task id>_agent_<turn>`
     id: String,
     /// `user` or `assistant`
     role: &'static str,
-    /// What is said
+    /// The text of the message
     content: String,
     /// When it was recorded, in seconds since 1970
     created_at: i64,
@@ -47,8 +47,8 @@ fn messages(turns: impl IntoIterator<Item = ThreadTurn>) -> impl Iterator<Item =
 
 /// Get a task's thread
 ///
-/// The conversation's messages in the order of its turns: what was asked, and what the agent answered, as soon as
-/// there is an answer. Sub-tasks have threads of their own.
+/// The messages of the conversation in the order of its turns: the inputs, and the agent's results
+/// as soon as they exist. Sub-tasks have threads of their own.
 #[utoipa::path(
     get,
     path = "/v1/tasks/{task_id}/thread",
@@ -91,7 +91,8 @@ pub(crate) async fn get_full_thread(
     TaskPath(id): TaskPath,
 ) -> Result<Json<Map<String, Value>>, ApiError> {
     let turns = state.store.list_tree_turns(caller.organization(), &id).await?;
-    // The task comes first, so a sub-task with the id `root` adds to its list and does not replace it.
+    // The task comes first, so a sub-task with the id `root` adds to its list and does not replace
+    // it.
     let mut threads = Map::new();
     for turn in turns {
         let name = if turn.task_id == id { "root" } else { turn.task_id.as_str() };

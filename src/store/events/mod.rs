@@ -34,7 +34,8 @@ impl Store {
         self.notifier.watch(organization, id).await
     }
 
-    /// Watches a task, then reads it: every later change wakes the watch, none in between is missed.
+    /// Watches a task, then reads it: every later change wakes the watch, and no change in
+    /// between is missed.
     pub async fn follow_task(
         &self,
         organization: OrganizationId,

@@ -1,14 +1,14 @@
 //! Watching tasks, across all instances of the service on one database.
 //!
 //! A write announces its task with NOTIFY, but only if the task is watched: every NOTIFY makes the
-//! committing transaction wait for the one before it. A watcher holds an advisory lock on the task's
-//! bucket. A write tests whether that lock is held (`watched_buckets`, a function in the database);
-//! if it is, the write stores the event and announces it. A new watcher waits for the transactions
-//! that tested before it came, so it reads what they wrote. No event is missed in between, and an
-//! unwatched write costs nothing.
+//! committing transaction wait for the one before it. A watcher holds an advisory lock on the
+//! task's bucket. A write tests whether that lock is held (`watched_buckets`, a function in the
+//! database); if it is, the write stores the event and announces it. A new watcher waits for the
+//! transactions that tested before it came, so it reads what they wrote. No event is missed in
+//! between, and an unwatched write costs nothing.
 //!
-//! Announcements carry ids, never data. A lost connection is made again; then every watcher is woken
-//! and reads its task.
+//! Announcements carry ids, never data. A lost connection is made again; then every watcher is
+//! woken and reads its task.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -160,9 +160,14 @@ impl Listener {
                     Some(payload) => self.wake(&payload),
                     None => self.connection = None,
                 },
-                () = tokio::time::sleep(RECONNECT_INTERVAL), if is_lost => match self.connect().await {
+                () = tokio::time::sleep(RECONNECT_INTERVAL), if is_lost => match self
+                    .connect()
+                    .await
+                {
                     Ok(()) => self.watchers.values().flatten().for_each(|wake| wake.notify_one()),
-                    Err(error) => tracing::warn!(%error, "failed to listen for changes, trying again"),
+                    Err(error) => {
+                        tracing::warn!(%error, "failed to listen for changes, trying again");
+                    }
                 },
             }
         }

@@ -12,8 +12,9 @@ impl Store {
         id: &TaskId,
     ) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin().await?;
-        // Clients choose parents, so there may be cycles: UNION drops rows that it has found before.
-        // Rows are locked in the order of their ids, so two deletions that meet do not deadlock.
+        // Clients choose parents, so there may be cycles: UNION drops rows that it has found
+        // before. Rows are locked in the order of their ids, so two deletions that meet do not
+        // deadlock.
         let tree = sqlx::query_scalar!(
             r#"
             WITH RECURSIVE tree AS (

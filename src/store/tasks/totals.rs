@@ -1,9 +1,9 @@
 //! Totals, and the seek to a deep page, from `task_counts` instead of from the tasks themselves.
 //!
 //! The database keeps the counts, in the transaction that changes the tasks. A total is a sum of a
-//! few of them, whatever the number of tasks. The counts say how many tasks each month, day and hour
-//! has. They therefore also say in which hour the first task of a page is, so everything before
-//! that hour is skipped without being read.
+//! few of them, whatever the number of tasks. The counts say how many tasks each month, day and
+//! hour has. They therefore also say in which hour the first task of a page is, so everything
+//! before that hour is skipped without being read.
 
 use chrono::{DateTime, Datelike, Duration, DurationRound, Months, TimeDelta, TimeZone, Utc};
 

@@ -1,8 +1,8 @@
 //! Group commit: writes that arrive while others are being committed share the next transaction.
 //!
-//! A commit waits for the disk, whatever it commits. An idle queue therefore writes a single item at
-//! once, and a busy one writes everything that has gathered meanwhile. Its rate is bound by rows,
-//! not by commits. A caller hears of its item after the commit.
+//! A commit waits for the disk, whatever it commits. An idle queue therefore writes a single item
+//! at once, and a busy one writes everything that has gathered meanwhile. Its rate is bound by
+//! rows, not by commits. A caller hears of its item after the commit.
 //!
 //! - The next batch starts once it is at least as large as the one in flight. The cost of a
 //!   transaction is then shared by many items, also if callers send one item after another. Only
@@ -39,7 +39,7 @@ const MAX_QUEUED_ITEMS: usize = 4096;
 /// Most bytes in the queue.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
 
-/// What is written in batches, and how.
+/// Writes that can share a transaction.
 pub(in crate::store) trait BatchWrite: Clone + Send + Sync + 'static {
     /// One write, about one task.
     type Item: Send + Sync + 'static;
@@ -239,7 +239,7 @@ async fn write_batch<B: BatchWrite>(write: B, batch: WriteBatch<B>) {
     match write.write(organization, &items).await {
         Ok(outputs) => {
             for (responder, output) in responders.into_iter().zip(outputs) {
-                // A caller that no longer waits does not hear of it.
+                // A caller that no longer waits gets no response.
                 let _ = responder.send(Ok(output));
             }
         }

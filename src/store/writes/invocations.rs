@@ -18,7 +18,7 @@ pub struct Idempotency {
     pub request: String,
 }
 
-/// What came of an invocation with an idempotency key.
+/// The result of recording an invocation with an idempotency key.
 #[derive(Debug)]
 pub enum RecordedInvocation {
     /// A turn was recorded; this is its task.
@@ -83,8 +83,8 @@ impl Store {
         task.ok_or(StoreError::TaskOfAnotherAgent)
     }
 
-    /// Records an invocation once, however often it is sent. `answer` makes the answer of the first
-    /// request, which every repetition gets. Committed when this returns.
+    /// Records an invocation once, even if it is sent several times. `answer` makes the answer of
+    /// the first request, which every repetition gets. Committed when this returns.
     pub async fn record_invocation_once(
         &self,
         organization: OrganizationId,

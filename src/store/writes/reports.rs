@@ -128,8 +128,8 @@ impl Store {
         self.updates.write(organization, update).await?.ok_or(StoreError::TaskNotFound)
     }
 
-    /// Records, in order, the events that a runner pushes about a task's latest turn. Committed when
-    /// this returns.
+    /// Records, in order, the events that a runner pushes about a task's latest turn. Committed
+    /// when this returns.
     pub async fn record_events(
         &self,
         organization: OrganizationId,

@@ -83,32 +83,33 @@ pub(super) async fn upsert_tasks(
     organization: OrganizationId,
     turns: &[NewTurn],
 ) -> Result<Vec<Option<Task>>, StoreError> {
-    // The upsert locks the task's row. Concurrent turns of one conversation therefore wait here, and
-    // each gets its own number. Rows are locked in the order of their ids, so two statements that
-    // meet do not deadlock. A task of another agent fails the condition; nothing is written then.
+    // The upsert locks the task's row. Concurrent turns of one conversation therefore wait here,
+    // and each gets its own number. Rows are locked in the order of their ids, so two statements
+    // that meet do not deadlock. A task of another agent fails the condition; nothing is written
+    // then.
     //
-    // What the caller knows is not returned: it would be an eighth of PostgreSQL's cost for a single
-    // turn.
+    // What the caller knows is not returned: it would be an eighth of PostgreSQL's cost for a
+    // single turn.
     //
     // The sub-tasks name the organization twice, as the value and as the column: see `lock_tasks`.
     let rows = sqlx::query_as!(
         UpsertedRow,
         r#"
         WITH new AS (
-            SELECT id COLLATE "C" AS id, agent_id, user_id, parent_task_id, triggering_agent_id, source, title,
-                   input, request, bucket, now
+            SELECT id COLLATE "C" AS id, agent_id, user_id, parent_task_id, triggering_agent_id,
+                   source, title, input, request, bucket, now
             FROM unnest(
                 $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::text[], $11::int[], $12::timestamptz[]
             ) AS new (
-                id, agent_id, user_id, parent_task_id, triggering_agent_id, source, title,
-                input, request, bucket, now
+                id, agent_id, user_id, parent_task_id, triggering_agent_id, source, title, input,
+                request, bucket, now
             )
         ),
         upserted AS (
             INSERT INTO tasks AS task (
-                organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id,
-                status, internal_status, source, title, result, turns, events, created_at, updated_at
+                organization_id, id, agent_id, user_id, parent_task_id, triggering_agent_id, status,
+                internal_status, source, title, result, turns, events, created_at, updated_at
             )
             SELECT $1, id, agent_id, user_id, parent_task_id, triggering_agent_id,
                    'pending', NULL, source, title, NULL, 1, 1, now, now
@@ -117,7 +118,9 @@ pub(super) async fn upsert_tasks(
             ON CONFLICT (organization_id, id) DO UPDATE
             SET user_id = COALESCE(task.user_id, EXCLUDED.user_id),
                 parent_task_id = COALESCE(task.parent_task_id, EXCLUDED.parent_task_id),
-                triggering_agent_id = COALESCE(task.triggering_agent_id, EXCLUDED.triggering_agent_id),
+                triggering_agent_id = COALESCE(
+                    task.triggering_agent_id, EXCLUDED.triggering_agent_id
+                ),
                 status = EXCLUDED.status,
                 internal_status = EXCLUDED.internal_status,
                 source = EXCLUDED.source,
@@ -131,7 +134,8 @@ pub(super) async fn upsert_tasks(
         ),
         turn AS (
             INSERT INTO task_turns (
-                organization_id, task_id, turn, input, request, status, is_manually_stopped, created_at
+                organization_id, task_id, turn, input, request, status, is_manually_stopped,
+                created_at
             )
             SELECT upserted.organization_id, upserted.id, upserted.turns, new.input::json,
                    new.request::json, upserted.status, false, new.now
@@ -140,8 +144,8 @@ pub(super) async fn upsert_tasks(
         ),
         announced AS (
             INSERT INTO task_events (organization_id, task_id, event, turn, type, data, created_at)
-            SELECT upserted.organization_id, upserted.id, upserted.events, upserted.turns, $13, '{}',
-                   new.now
+            SELECT upserted.organization_id, upserted.id, upserted.events, upserted.turns, $13,
+                   '{}', new.now
             FROM upserted
             JOIN new ON new.id = upserted.id
             WHERE new.bucket = ANY((SELECT watched_buckets($11::int[]))::int[])
@@ -173,8 +177,10 @@ pub(super) async fn upsert_tasks(
         organization as OrganizationId,
         &column(turns, |turn| turn.invocation.id.as_str()) as &[&str],
         &column(turns, |turn| turn.invocation.agent_id.as_str()) as &[&str],
-        &column(turns, |turn| turn.invocation.user_id.as_ref().map(UserId::as_str)) as &[Option<&str>],
-        &column(turns, |turn| turn.invocation.parent_task_id.as_ref().map(TaskId::as_str)) as &[Option<&str>],
+        &column(turns, |turn| turn.invocation.user_id.as_ref().map(UserId::as_str))
+            as &[Option<&str>],
+        &column(turns, |turn| turn.invocation.parent_task_id.as_ref().map(TaskId::as_str))
+            as &[Option<&str>],
         &column(turns, |turn| turn.invocation.triggering_agent_id.as_ref().map(AgentId::as_str))
             as &[Option<&str>],
         &column(turns, |turn| turn.invocation.source.as_str()) as &[&str],
@@ -261,15 +267,16 @@ pub(super) async fn update_tasks(
         WITH new AS MATERIALIZED (
             SELECT $1::uuid AS organization_id, id COLLATE "C" AS id, turn,
                    status::task_status AS status, internal_status, source, title, result,
-                   updated_at, events, request, reported, last_executed_node_id, is_manually_stopped, started_at,
-                   paused_at, finished_at
+                   updated_at, events, request, reported, last_executed_node_id,
+                   is_manually_stopped, started_at, paused_at, finished_at
             FROM unnest(
                 $2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::timestamptz[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::boolean[],
-                $15::timestamptz[], $16::timestamptz[], $17::timestamptz[]
+                $9::timestamptz[], $10::bigint[], $11::text[], $12::text[], $13::text[],
+                $14::boolean[], $15::timestamptz[], $16::timestamptz[], $17::timestamptz[]
             ) AS new (
-                id, turn, status, internal_status, source, title, result, updated_at, events, request, reported,
-                last_executed_node_id, is_manually_stopped, started_at, paused_at, finished_at
+                id, turn, status, internal_status, source, title, result, updated_at, events,
+                request, reported, last_executed_node_id, is_manually_stopped, started_at,
+                paused_at, finished_at
             )
         ),
         task AS (
@@ -285,7 +292,8 @@ pub(super) async fn update_tasks(
         UPDATE task_turns AS turn
         SET request = new.request::json, reported = new.reported::json, status = new.status,
             internal_status = new.internal_status, result = new.result,
-            last_executed_node_id = new.last_executed_node_id, is_manually_stopped = new.is_manually_stopped,
+            last_executed_node_id = new.last_executed_node_id,
+            is_manually_stopped = new.is_manually_stopped,
             started_at = new.started_at, paused_at = new.paused_at, finished_at = new.finished_at
         FROM new
         WHERE turn.organization_id = $1
@@ -297,7 +305,8 @@ pub(super) async fn update_tasks(
         &column(tasks, |task| task.summary.id.as_str()) as &[&str],
         &column(tasks, |task| task.turn.number),
         &state(tasks, |state| state.status.as_str()) as &[&str],
-        &state(tasks, |state| state.internal_status.as_ref().map(ShortText::as_str)) as &[Option<&str>],
+        &state(tasks, |state| state.internal_status.as_ref().map(ShortText::as_str))
+            as &[Option<&str>],
         &column(tasks, |task| task.summary.source.as_str()) as &[&str],
         &column(tasks, |task| task.summary.title.as_deref()) as &[Option<&str>],
         &state(tasks, |state| state.result.as_deref()) as &[Option<&str>],
