@@ -182,11 +182,11 @@ pub(super) mod tests {
     use super::*;
     use crate::domain::{Input, InvocationOptions};
 
-    pub fn at(second: i64) -> DateTime<Utc> {
+    pub(crate) fn at(second: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_700_000_000 + second, 0).expect("a time")
     }
 
-    pub fn short(text: &str) -> ShortText {
+    pub(crate) fn short(text: &str) -> ShortText {
         ShortText::parse(text).expect("a short text")
     }
 
@@ -195,7 +195,7 @@ pub(super) mod tests {
     }
 
     /// A task that was recorded at second 1, with a turn that is paused since second 5.
-    pub fn task() -> Task {
+    pub(crate) fn task() -> Task {
         let input = Input {
             text: Some("input".to_owned()),
             files: None,
