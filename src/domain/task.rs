@@ -190,6 +190,7 @@ pub(super) mod tests {
         ShortText::parse(text).expect("a short text")
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "fields of reports are options")]
     fn object(name: &str) -> Option<Map<String, Value>> {
         Some(Map::from_iter([(name.to_owned(), Value::Null)]))
     }

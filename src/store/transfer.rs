@@ -165,6 +165,7 @@ impl Store {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "three statements, most of it SQL and columns")]
 async fn read_page(
     connection: &mut PgConnection,
     organization: OrganizationId,
