@@ -290,13 +290,16 @@ fn every_statement_is_bound_to_its_organization() {
         // The organization is always the first value. It must restrict what is read or changed, or
         // be the first column of what is inserted; in a list of columns it restricts nothing.
         let flat = statement.split_whitespace().collect::<Vec<_>>().join(" ");
-        for table in ["tasks", "task_turns", "task_events", "task_counts", "idempotency_keys"] {
-            let touches =
-                [format!("FROM {table}"), format!("UPDATE {table}"), format!("JOIN {table}")];
-            if touches.iter().any(|touch| flat.contains(touch.as_str())) {
-                assert!(restricts(&flat), "not bound to an organization:\n{statement}");
-            }
-        }
+        let tables = ["tasks", "task_turns", "task_events", "task_counts", "idempotency_keys"];
+        let words: Vec<_> = flat.split([' ', '(', ')']).collect();
+        let is_read = |pair: &[&str]| {
+            ["FROM", "JOIN", "UPDATE"].contains(&pair[0]) && tables.contains(&pair[1])
+        };
+        let reads = words.windows(2).filter(|pair| is_read(pair)).count();
+        // Each table that is read or changed has a condition on its organization.
+        let conditions = flat.matches("organization_id = ").count();
+        assert!(conditions >= reads, "{reads} tables, {conditions} conditions:\n{statement}");
+        assert!(reads == 0 || restricts(&flat), "not bound to an organization:\n{statement}");
         if flat.contains("INSERT INTO") {
             let inserts = flat.contains("VALUES ($1,") || flat.contains("SELECT $1,");
             assert!(inserts, "inserts for no organization:\n{statement}");
