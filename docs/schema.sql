@@ -1,4 +1,4 @@
--- The schema that the migrations make, written by `UPDATE=1 cargo test schema_page`.
+-- The schema that the migrations make, written by `cargo xtask update`.
 
 CREATE TYPE task_status AS ENUM (
     'pending',

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
@@ -22,7 +23,8 @@ pub struct DatabaseArgs {
     /// ~/.local/share/task-history]
     #[arg(long, env = "TASK_HISTORY_DATA_DIR", value_name = "DIRECTORY")]
     pub data_dir: Option<String>,
-    /// Directory of the PostgreSQL programs to run [default: searched on PATH and in usual places]
+    /// Directory of the PostgreSQL programs to run [default: searched on PATH and in the
+    /// usual directories]
     #[arg(long, env = "TASK_HISTORY_POSTGRES_BIN_DIR", value_name = "DIRECTORY")]
     pub postgres_bin_dir: Option<String>,
     /// Home directory, which holds the data of a user other than root
@@ -65,18 +67,20 @@ pub struct ServeArgs {
     #[arg(
         long,
         env = "TASK_HISTORY_INVOKE_TIMEOUT",
+        value_parser = parse_duration,
         default_value = "5m",
         value_name = "DURATION"
     )]
-    pub invoke_timeout: humantime::Duration,
+    pub invoke_timeout: Duration,
     /// How long requests in flight may take to finish when the service stops
     #[arg(
         long,
         env = "TASK_HISTORY_DRAIN_TIMEOUT",
+        value_parser = parse_duration,
         default_value = "10s",
         value_name = "DURATION"
     )]
-    pub drain_timeout: humantime::Duration,
+    pub drain_timeout: Duration,
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would become the help of the whole command")]
     pub database: DatabaseArgs,
@@ -119,27 +123,30 @@ impl Config {
         } = args;
         let bootstrap_key = non_empty(bootstrap_key)
             .map(|key| {
-                ApiKeySecret::parse(&key)
-                    .map_err(|error| anyhow!("TASK_HISTORY_BOOTSTRAP_KEY: {error}"))
+                ApiKeySecret::parse(&key).map_err(|error| {
+                    anyhow!("--bootstrap-key (TASK_HISTORY_BOOTSTRAP_KEY): {error}")
+                })
             })
             .transpose()?;
         ensure!(
             (1..=50).contains(&database_connections),
-            "--database-connections takes a number from 1 to 50, a few for each core of the \
-             database's machine"
+            "--database-connections must be from 1 to 50; use a few connections for each CPU core \
+             of the database server"
         );
         Ok(Self {
             listen: parse_listen(&listen)?,
             bootstrap_key,
             database_connections,
-            limits: Limits {
-                invoke_timeout: *invoke_timeout,
-                drain_timeout: *drain_timeout,
-                ..Limits::default()
-            },
+            limits: Limits { invoke_timeout, drain_timeout, ..Limits::default() },
             database: DatabaseConfig::new(database)?,
         })
     }
+}
+
+/// A duration of the command line: `10s`, `5m`, `90d`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let expected = |_| "expected a duration, for example 10s, 5m or 90d".to_owned();
+    humantime::parse_duration(text).map_err(expected)
 }
 
 /// Compose files and unit files pass on empty variables, which mean that they are not set.
@@ -180,7 +187,7 @@ impl DatabaseConfig {
             // The original error may quote a password.
             let url = DatabaseUrl::parse(&url).map_err(|_| {
                 anyhow!(
-                    "DATABASE_URL is not a database URL; it has the form \
+                    "--database-url (DATABASE_URL) must have the form \
                      postgres://user:password@host:5432/database"
                 )
             })?;

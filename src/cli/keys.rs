@@ -21,7 +21,7 @@ pub(super) async fn run(command: KeysCommand) -> anyhow::Result<()> {
             }
             let expires_at = expires_in
                 .map(|duration| {
-                    TimeDelta::from_std(*duration)
+                    TimeDelta::from_std(duration)
                         .ok()
                         .and_then(|delta| now.checked_add_signed(delta))
                 })

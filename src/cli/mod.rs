@@ -11,12 +11,14 @@ mod session;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use uuid::Uuid;
 
 pub use run::run;
 
-use crate::config::{DatabaseArgs, ServeArgs};
+use crate::config::{DatabaseArgs, ServeArgs, parse_duration};
 
 /// A persistent history of what AI agents did, served over REST from PostgreSQL
 ///
@@ -105,7 +107,7 @@ struct ExportArgs {
     /// Organization whose tasks to export
     #[arg(long, default_value = "default", value_name = "NAME")]
     organization: String,
-    /// Only tasks that this agent executes
+    /// Export only the tasks of this agent
     #[arg(long, value_name = "ID")]
     agent_id: Option<String>,
     /// File to create [default: standard output]
@@ -126,8 +128,8 @@ enum KeysCommand {
         #[arg(long, value_name = "NAME")]
         name: String,
         /// How long the key is valid, for example 90d or 12h [default: no expiry]
-        #[arg(long, value_name = "DURATION")]
-        expires_in: Option<humantime::Duration>,
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        expires_in: Option<Duration>,
         /// The key may list and read, but not record or report
         #[arg(long)]
         read_only: bool,
@@ -148,11 +150,16 @@ enum KeysCommand {
     /// Revoke an API key
     Revoke {
         /// Id of the key, from `keys list`
-        id: uuid::Uuid,
+        #[arg(value_parser = parse_key_id)]
+        id: Uuid,
         /// Organization that the key belongs to
         #[arg(long, default_value = "default", value_name = "NAME")]
         organization: String,
         #[command(flatten)]
         database: DatabaseArgs,
     },
+}
+
+fn parse_key_id(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|_| "not a key id; `keys list` shows the ids".to_owned())
 }

@@ -28,7 +28,7 @@ impl ApiKeySecret {
         if !(Self::MIN_CHARS..=256).contains(&text.len()) {
             return Err(format!(
                 "an API key has {} to 256 characters, this one has {}; `openssl rand -hex 32` \
-                 prints a good one",
+                 generates one",
                 Self::MIN_CHARS,
                 text.len()
             ));

@@ -254,10 +254,7 @@ async fn committed_query_data_is_current() {
         let query = committed["query"].as_str().expect("a statement");
         let current = connection.describe(AssertSqlSafe(query).into_sql_str()).await.expect(query);
         let current = serde_json::to_value(&current).expect("JSON");
-        assert_eq!(
-            current, committed["describe"],
-            "run `cargo sqlx prepare`, see CONTRIBUTING.md: {query}"
-        );
+        assert_eq!(current, committed["describe"], "run `cargo xtask prepare`: {query}");
     }
     assert!(statements.len() >= 10, "only {} statements", statements.len());
 }
@@ -268,7 +265,7 @@ async fn the_schema_page_is_current() {
     let (_, schema) = state(&database).await;
     assert!(!schema.contains("Not rendered"), "the page needs a rule for these: {schema}");
     let page = format!(
-        "-- The schema that the migrations make, written by `UPDATE=1 cargo test schema_page`.\n\n\
+        "-- The schema that the migrations make, written by `cargo xtask update`.\n\n\
          {schema}"
     );
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/schema.sql");
@@ -278,7 +275,7 @@ async fn the_schema_page_is_current() {
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         committed == page,
-        "docs/schema.sql is not current: run `UPDATE=1 cargo test schema_page` and commit it"
+        "docs/schema.sql is not current: run `cargo xtask update` and commit it"
     );
 
     // The page is complete: loading it creates the same schema.

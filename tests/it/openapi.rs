@@ -194,7 +194,7 @@ async fn the_committed_document_is_current() {
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         committed == text,
-        "docs/openapi.json is not current: run `UPDATE=1 cargo test openapi` and commit it"
+        "docs/openapi.json is not current: run `cargo xtask update` and commit it"
     );
     let mut ids = Vec::new();
     for operations in document["paths"].as_object().expect("paths").values() {

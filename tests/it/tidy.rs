@@ -167,12 +167,14 @@ fn layers_point_one_way() {
         ("domain", &[]),
         ("telemetry", &[]),
         ("embedded", &[]),
-        ("store", &["domain"]),
-        ("api", &["domain", "store"]),
+        ("store", &["domain", "telemetry"]),
+        ("api", &["domain", "store", "telemetry"]),
+        ("web", &["api", "domain", "store", "telemetry"]),
+        ("maintenance", &["domain", "store", "telemetry"]),
         ("config", &["domain", "embedded", "store", "telemetry"]),
         ("database", &["config", "embedded", "store"]),
         ("server", &["domain"]),
-        ("app", &["api", "config", "database", "domain", "server", "store"]),
+        ("app", &["api", "config", "database", "domain", "maintenance", "server", "store", "web"]),
         ("cli", &["api", "app", "config", "database", "domain", "store", "telemetry"]),
     ];
     let imports = imports();
@@ -195,7 +197,7 @@ fn layers_point_one_way() {
         ("store/", &["axum", "StatusCode"]),
         ("api/", &["sqlx", "SELECT "]),
         ("embedded/", &["sqlx", "axum"]),
-        ("telemetry.rs", &["axum", "hyper", "http"]),
+        ("telemetry.rs", &["axum", "hyper", "http::"]),
     ] {
         refuse(layer, words, &[]);
     }

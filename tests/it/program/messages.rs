@@ -21,7 +21,12 @@ async fn messages_say_what_to_do() {
         (vec!["healthcheck", "http://127.0.0.1:1/"], "cannot be reached"),
         (vec!["healthcheck", "ftp://x"], "not an http:// URL"),
         (vec!["keys", "create", "--name", "x", "--organization", " "], "must have a name"),
-        (vec!["keys", "create", "--name", "x", "--expires-in", "soon"], "--expires-in"),
+        (
+            vec!["keys", "create", "--name", "x", "--expires-in", "soon"],
+            "expected a duration, for example 10s",
+        ),
+        (vec!["--drain-timeout", "x"], "expected a duration, for example 10s"),
+        (vec!["keys", "revoke", "x"], "`keys list` shows the ids"),
     ];
     for (arguments, hint) in cases {
         let refused = other.run(&arguments).await;
