@@ -49,6 +49,10 @@ impl Server<'_> {
         if process::is_postgres(file.pid, self.data) {
             tracing::warn!(pid = file.pid, "stopping the PostgreSQL of a service that was killed");
             for (signal, timeout) in SHUTDOWN_SEQUENCE {
+                // Checked before each signal: the id may be reused once its process has ended.
+                if !process::is_postgres(file.pid, self.data) {
+                    break;
+                }
                 let _ = process::send(file.pid, signal);
                 let started = Instant::now();
                 while process::is_postgres(file.pid, self.data) && started.elapsed() < timeout {
