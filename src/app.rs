@@ -70,7 +70,6 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         }
         _ = stop.changed() => {
             stopping.cancel();
-            tracing::info!("stopping: finishing requests in flight, refusing new connections");
             tokio::select! {
                 _ = &mut serving => {}
                 () = tokio::time::sleep(drain_timeout) => {

@@ -48,5 +48,6 @@ pub async fn serve(
         });
     }
     drop(listener);
+    tracing::info!("stopping: finishing requests in flight, refusing new connections");
     connections.shutdown().await;
 }

@@ -132,6 +132,7 @@ async fn run_import(
         let Some(batch) = batches.recv().await else { break };
         // Of two tasks with one id the first is imported, so the second waits for it.
         if batch.records.iter().any(|record| in_flight.contains(&record.id)) {
+            tracing::debug!(last_line = batch.last_line, "batch waits for those in flight");
             while let Some(written) = writing.join_next().await {
                 failed = failed.or(finish_batch(written, &mut in_flight, counts, progress).err());
             }

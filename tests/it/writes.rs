@@ -1,6 +1,5 @@
 //! Group commit, and the counts that writes maintain.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -8,9 +7,10 @@ use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::Connection;
 use task_history::domain::Limits;
+use tokio::sync::watch;
 
 use crate::support::test_app::{self, TestApp};
-use crate::support::{cluster, program, until};
+use crate::support::{TIMEOUT, cluster, program};
 
 /// An app whose test key stays cached. A request then reaches the write queue at its first poll.
 async fn app_with_cached_key() -> TestApp {
@@ -57,20 +57,21 @@ async fn what_does_not_fit_is_refused_at_once() {
     let invoke = |n: usize| {
         app.invoke("a", json!({ "id": n.to_string(), "title": "t", "input": { "text": text } }))
     };
-    let refused = AtomicUsize::new(0);
+    let (refused, mut refusals) = watch::channel(0);
     let requests = join_all((0..30).map(|n| {
         let (invoke, refused) = (invoke(n), &refused);
         async move {
             let answer = invoke.await;
             if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-                refused.fetch_add(1, Ordering::Relaxed);
+                refused.send_modify(|count| *count += 1);
             }
             answer
         }
     }));
     // The refused ones are answered while the others still wait.
     let unlock = async {
-        until(|| refused.load(Ordering::Relaxed) >= 10).await;
+        let ten = refusals.wait_for(|count| *count >= 10);
+        tokio::time::timeout(TIMEOUT, ten).await.expect("refusals").expect("a sender");
         lock.close().await.expect("unlocked");
     };
     let (answers, ()) = futures_util::future::join(requests, unlock).await;

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use nix::sys::signal::{Signal, kill};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
+use crate::support::TIMEOUT;
 use crate::support::program::{DataDirectory, KEY, RunningService, postmaster, text};
-use crate::support::until;
 
 const ROUNDS: usize = 10;
 const WRITERS: usize = 64;
@@ -41,7 +42,13 @@ fn has_key(id: &str) -> bool {
 }
 
 /// One client: writes until a request fails. It also reports an outcome for every third task.
-async fn write(client: Client, base: String, name: String, log: Arc<Mutex<ClientLog>>) {
+async fn write(
+    client: Client,
+    base: String,
+    name: String,
+    log: Arc<Mutex<ClientLog>>,
+    acknowledged: watch::Sender<usize>,
+) {
     for n in 0.. {
         let id = format!("{name}-{n}-{}", if n % 2 == 0 { "even" } else { "odd" });
         if send(&client, &base, &id).await != Some(StatusCode::OK) {
@@ -50,6 +57,7 @@ async fn write(client: Client, base: String, name: String, log: Arc<Mutex<Client
             return;
         }
         log.lock().expect("no panic").acknowledged.insert(id.clone());
+        acknowledged.send_modify(|count| *count += 1);
         if n % 3 == 0 {
             let report = client
                 .patch(format!("{base}/agent-execution/{id}/update"))
@@ -76,14 +84,16 @@ async fn nothing_acknowledged_is_lost() {
     let log = Arc::new(Mutex::new(ClientLog::default()));
     for round in 0..ROUNDS {
         let service = serve(&directory).await;
-        let before = log.lock().expect("no panic").acknowledged.len();
+        let (sender, mut acknowledged) = watch::channel(0);
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let name = format!("{round}-{writer}");
-                tokio::spawn(write(client.clone(), service.base.clone(), name, log.clone()))
+                let (client, base) = (client.clone(), service.base.clone());
+                tokio::spawn(write(client, base, name, log.clone(), sender.clone()))
             })
             .collect();
-        until(|| log.lock().expect("no panic").acknowledged.len() >= before + ACKNOWLEDGED).await;
+        let enough = acknowledged.wait_for(|count| *count >= ACKNOWLEDGED);
+        tokio::time::timeout(TIMEOUT, enough).await.expect("writes").expect("a sender");
         let server = postmaster(&directory.data()).expect("it runs");
         if round % 3 != 1 {
             kill(server, Signal::SIGKILL).expect("a signal");

@@ -10,10 +10,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Uid, User};
 use sqlx::{Connection, PgConnection};
 use task_history::embedded::{self, EmbeddedError, EmbeddedOptions};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::support::TIMEOUT;
+use crate::support::files::until_created;
 use crate::support::program::{DataDirectory, is_alive, postmaster, text};
-use crate::support::until;
 
 fn options(directory: &Path) -> EmbeddedOptions {
     EmbeddedOptions { directory: directory.to_owned(), binaries: None, durable: true }
@@ -139,18 +141,16 @@ async fn a_second_service_on_the_directory_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_makes_the_cluster() {
     let directory = DataDirectory::new();
-    let is_unfinished = || {
-        let entries = std::fs::read_dir(directory.data()).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("data.new."))
-    };
+    std::fs::create_dir(directory.data()).expect("a directory");
     let mut child = directory.command::<&str>([]).stderr(Stdio::null()).spawn().expect("it starts");
-    until(|| is_unfinished().is_some_and(|path| path.join("base").exists())).await;
+    let unfinished = until_created(directory.data(), "data.new.").await;
+    until_created(unfinished.clone(), "base").await;
     child.kill().await.expect("a signal");
     assert!(!directory.data().join("data").exists(), "it was not done");
     let service = directory.serve().await;
     service.record("works").await;
     service.stop().await;
-    assert_eq!(is_unfinished(), None, "nothing is left of the first attempt");
+    assert!(!unfinished.exists(), "nothing is left of the first attempt");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -195,7 +195,7 @@ async fn a_postgres_that_outlived_its_service_is_replaced() {
         .arg("-k")
         .arg(data.join("run"))
         .args(["-c", "listen_addresses="]);
-    command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
+    command.current_dir("/").env("LC_ALL", "C").stdout(Stdio::null()).stderr(Stdio::piped());
     if Uid::effective().is_root() {
         let user =
             ["postgres", "nobody"].iter().find_map(|name| User::from_name(name).ok().flatten());
@@ -203,7 +203,16 @@ async fn a_postgres_that_outlived_its_service_is_replaced() {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     let mut orphan = command.spawn().expect("it starts");
-    until(|| embedded::running_database_url(&data, "x").is_some()).await;
+    let mut log = BufReader::new(orphan.stderr.take().expect("piped")).lines();
+    let ready = async {
+        while let Some(line) = log.next_line().await.expect("a pipe") {
+            if line.contains("ready to accept connections") {
+                return;
+            }
+        }
+        panic!("it ended");
+    };
+    tokio::time::timeout(TIMEOUT, ready).await.expect("it starts");
     let mut service = directory.serve().await;
     service.wait_for_log("stopping the PostgreSQL of a service that was killed").await;
     assert!(orphan.wait().await.expect("a child").success(), "it was stopped gently");

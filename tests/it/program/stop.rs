@@ -5,7 +5,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::program::{DataDirectory, KEY, RunningService};
-use crate::support::until;
 
 /// Sends the head of a request, without its body.
 async fn open_request(service: &RunningService, body_bytes: usize) -> TcpStream {
@@ -30,8 +29,8 @@ async fn requests_under_way_are_finished() {
     let body = r#"{"id":"last","input":{}}"#;
     let mut stream = open_request(&service, body.len()).await;
     service.signal(Signal::SIGTERM);
-    service.wait_for_log("stopping").await;
-    until(|| std::net::TcpStream::connect(("127.0.0.1", service.port)).is_err()).await;
+    service.wait_for_log("refusing new connections").await;
+    assert!(TcpStream::connect(("127.0.0.1", service.port)).await.is_err());
     stream.write_all(body.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
