@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::ids::has_nul;
 use super::invocation::title;
 use super::{AgentId, Input, InvocationOptions, ShortText, Status, TaskId, TurnDetails, UserId};
 
@@ -136,17 +137,6 @@ impl ExportedTask {
     pub fn events_so_far(&self) -> i64 {
         let turns = i64::try_from(self.turns.len()).unwrap_or(i64::MAX);
         self.events.last().map_or(turns, |event| event.event.max(turns))
-    }
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => {
-            fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
-        }
-        _ => false,
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 use uuid::{ContextV7, Timestamp, Uuid};
 
 /// Longest id or short text, in characters.
@@ -45,6 +46,18 @@ fn check(text: &str) -> Result<(), TextError> {
         return Err(TextError::Nul);
     }
     Ok(())
+}
+
+/// Whether a string in a JSON value contains U+0000, which PostgreSQL cannot store.
+pub(crate) fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => {
+            fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
+        }
+        _ => false,
+    }
 }
 
 macro_rules! text_type {

@@ -19,8 +19,8 @@ pub use clock::Clock;
 pub use event::{Event, EventKind, EventParseError, NewEvent};
 pub use export::{ExportedEvent, ExportedTask, ExportedTurn};
 pub use filter::TaskFilter;
-pub(crate) use ids::uuid_v7;
 pub use ids::{AgentId, OrganizationId, ShortText, TaskId, TextError, UserId};
+pub(crate) use ids::{has_nul, uuid_v7};
 pub use invocation::{
     Input, Invocation, InvocationOptions, OutputFormat, ReasoningEffort, ThinkMode, User,
 };

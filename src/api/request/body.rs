@@ -19,7 +19,17 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 const MAX_DISCARDED_BYTES: usize = 64 << 20;
 
 /// A body as JSON; `None` if it is empty.
-pub(crate) struct JsonBody(pub(crate) Option<Value>);
+pub(crate) struct JsonBody(Option<Value>);
+
+impl JsonBody {
+    /// The body, or the error that there is none.
+    pub(crate) fn required(&self, errors: &mut Vec<ValidationError>) -> Option<&Value> {
+        if self.0.is_none() {
+            errors.push(ValidationError::missing(vec!["body".into()], Value::Null));
+        }
+        self.0.as_ref()
+    }
+}
 
 impl FromRequest<AppState> for JsonBody {
     type Rejection = ApiError;

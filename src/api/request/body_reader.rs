@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use serde_json::{Map, Value, json};
 
 use super::json_value::{
-    has_nul, not_a_json_object, not_a_string, parse_bool, read_json_object, read_string,
+    not_a_json_object, not_a_string, parse_bool, read_json_object, read_string,
 };
 use crate::api::error::validation::{LocSegment, ValidationError};
-use crate::domain::{TextError, WireEnum};
+use crate::domain::{TextError, WireEnum, has_nul};
 
 /// After this many errors, the rest of an array is not read. Each error repeats its value.
 const MAX_ERRORS: usize = 100;

@@ -45,10 +45,7 @@ impl InvocationRequest {
             errors.push(ValidationError::invalid_text(loc, TextError::Nul, version));
         }
         let key = read_idempotency_key(headers, &mut errors);
-        let Some(body) = &body.0 else {
-            errors.push(ValidationError::missing(vec!["body".into()], Value::Null));
-            return Err(errors);
-        };
+        let Some(body) = body.required(&mut errors) else { return Err(errors) };
         let request = format!("{} {body}", agent_version.as_deref().unwrap_or_default());
         let invocation = BodyReader::for_body(body, &mut errors)
             .and_then(|body| read_body(body, agent_id, agent_version, source, now));

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::api::error::validation::{LocSegment, ValidationError};
-use crate::domain::TextError;
+use crate::domain::{TextError, has_nul};
 
 /// A string that can be stored, or an error.
 pub(super) fn read_string(
@@ -47,18 +47,6 @@ pub(super) fn read_json_object(
 /// The error of a value that should be an object.
 pub(super) fn not_a_json_object(loc: Vec<LocSegment>, value: &Value) -> ValidationError {
     ValidationError::new("dict_type", loc, "Input should be a valid dictionary", value.clone())
-}
-
-/// Whether a string in a value contains U+0000, which PostgreSQL cannot store.
-pub(super) fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => {
-            fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
-        }
-    }
 }
 
 /// A boolean as pydantic reads it in its lax mode; otherwise the error's type and message.

@@ -76,7 +76,7 @@ pub(crate) async fn push_events(
     TaskPath(task): TaskPath,
     body: JsonBody,
 ) -> Result<Json<PushedEvents>, ApiError> {
-    let events = read_events(body)?;
+    let events = read_events(&body)?;
     let (organization, now) = (caller.organization(), state.clock.now());
     state.store.record_events(organization, &task, &events, now).await?;
     Ok(Json(PushedEvents { accepted: events.len() }))
@@ -89,16 +89,16 @@ pub(crate) struct PushedEvents {
     accepted: usize,
 }
 
-fn read_events(JsonBody(body): JsonBody) -> Result<Vec<NewEvent>, Vec<ValidationError>> {
+fn read_events(body: &JsonBody) -> Result<Vec<NewEvent>, Vec<ValidationError>> {
     let loc = || vec!["body".into()];
-    let body = body.ok_or_else(|| vec![ValidationError::missing(loc(), Value::Null)])?;
-    let Value::Array(items) = &body else {
-        return Err(vec![ValidationError::not_a_list(loc(), body)]);
+    let mut errors = Vec::new();
+    let Some(body) = body.required(&mut errors) else { return Err(errors) };
+    let Value::Array(items) = body else {
+        return Err(vec![ValidationError::not_a_list(loc(), body.clone())]);
     };
     if items.len() > MAX_PUSHED {
         return Err(vec![ValidationError::too_long(loc(), MAX_PUSHED, items.len())]);
     }
-    let mut errors = Vec::new();
     let mut events = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let Some(mut event) = BodyReader::for_item(item, index, &mut errors) else { continue };

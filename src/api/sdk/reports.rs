@@ -49,14 +49,9 @@ pub(crate) async fn update_task(
     TaskPath(task): TaskPath,
     body: JsonBody,
 ) -> Result<Json<AgentExecution>, ApiError> {
-    let report = read_report(body)?;
+    let report = read_report(&body)?;
     let (organization, now) = (caller.organization(), state.clock.now());
     Ok(Json(state.store.record_report(organization, &task, report, now).await?.into()))
-}
-
-/// The body, or the error that there is none.
-fn require(body: Option<Value>) -> Result<Value, Vec<ValidationError>> {
-    body.ok_or_else(|| vec![ValidationError::missing(vec!["body".into()], Value::Null)])
 }
 
 /// Reads token counts. Official clients refuse a task whose counts are not integers.
@@ -70,10 +65,10 @@ fn read_tokens(body: &mut BodyReader<'_, '_>, name: &'static str) -> Option<Map<
 
 /// Reads a report. Official clients send whole tasks, so unknown keys and those that the service
 /// owns are ignored, and null means "unchanged".
-fn read_report(JsonBody(body): JsonBody) -> Result<Report, Vec<ValidationError>> {
+fn read_report(body: &JsonBody) -> Result<Report, Vec<ValidationError>> {
     let mut errors = Vec::new();
-    let body = require(body)?;
-    let Some(mut body) = BodyReader::for_body(&body, &mut errors) else { return Err(errors) };
+    let Some(body) = body.required(&mut errors) else { return Err(errors) };
+    let Some(mut body) = BodyReader::for_body(body, &mut errors) else { return Err(errors) };
     let payload_extension = body.json_object("payload_extension");
     let report = Report {
         status: body.one_of("status", None),
@@ -135,7 +130,7 @@ pub(crate) async fn report_task(
     body: JsonBody,
 ) -> Result<Json<AgentExecution>, ApiError> {
     let (organization, now) = (caller.organization(), state.clock.now());
-    let (invocation, report) = read_external_turn(agent, body, now)?;
+    let (invocation, report) = read_external_turn(agent, &body, now)?;
     let id = invocation.id.clone();
     state.store.record_invocation(organization, invocation, now).await?;
     Ok(Json(state.store.record_report(organization, &id, report, now).await?.into()))
@@ -144,16 +139,13 @@ pub(crate) async fn report_task(
 /// Reads a turn that ran elsewhere, with its result.
 fn read_external_turn(
     agent: String,
-    JsonBody(body): JsonBody,
+    body: &JsonBody,
     now: DateTime<Utc>,
 ) -> Result<(Invocation, Report), Vec<ValidationError>> {
     let mut errors = Vec::new();
     let agent_id = read_agent(agent, &mut errors);
-    let Some(body) = body else {
-        errors.push(ValidationError::missing(vec!["body".into()], Value::Null));
-        return Err(errors);
-    };
-    let Some(mut body) = BodyReader::for_body(&body, &mut errors) else { return Err(errors) };
+    let Some(body) = body.required(&mut errors) else { return Err(errors) };
+    let Some(mut body) = BodyReader::for_body(body, &mut errors) else { return Err(errors) };
     let id = body.parsed_string("id", TaskId::parse);
     let text = body.string("input");
     let answer = body.value("llm_response").map(|answer| match answer {
@@ -219,15 +211,15 @@ pub(crate) async fn report_metrics(
     AgentPath(_): AgentPath,
     body: JsonBody,
 ) -> Result<Json<AgentExecution>, ApiError> {
-    let (task, report) = read_metrics(body)?;
+    let (task, report) = read_metrics(&body)?;
     let (organization, now) = (caller.organization(), state.clock.now());
     Ok(Json(state.store.record_report(organization, &task, report, now).await?.into()))
 }
 
-fn read_metrics(JsonBody(body): JsonBody) -> Result<(TaskId, Report), Vec<ValidationError>> {
+fn read_metrics(body: &JsonBody) -> Result<(TaskId, Report), Vec<ValidationError>> {
     let mut errors = Vec::new();
-    let body = require(body)?;
-    let Some(mut body) = BodyReader::for_body(&body, &mut errors) else { return Err(errors) };
+    let Some(body) = body.required(&mut errors) else { return Err(errors) };
+    let Some(mut body) = BodyReader::for_body(body, &mut errors) else { return Err(errors) };
     let id = body.required_parsed_string("execution_id", TaskId::parse);
     let internal_status = body.parsed_string("internal_status", ShortText::parse);
     let duration = body.number("duration").filter(|duration| *duration != 0.0);
