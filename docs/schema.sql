@@ -52,6 +52,13 @@ WITH (
 
 ALTER TABLE task_counts ALTER COLUMN organization_id SET (n_distinct = 2);
 
+CREATE TABLE watch_secret (
+    id boolean NOT NULL DEFAULT true,
+    secret bytea NOT NULL,
+    CONSTRAINT watch_secret_pkey PRIMARY KEY (id),
+    CONSTRAINT watch_secret_id_check CHECK (id)
+);
+
 CREATE TABLE api_keys (
     organization_id uuid NOT NULL,
     id uuid NOT NULL,
@@ -114,14 +121,16 @@ CREATE TABLE idempotency_keys (
     key text COLLATE "C" NOT NULL,
     request bytea NOT NULL,
     task_id text COLLATE "C" NOT NULL,
-    answer text COLLATE "C" NOT NULL,
+    answer text COLLATE "C",
     created_at timestamp with time zone NOT NULL,
+    turn integer,
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (organization_id, agent_id, key),
     CONSTRAINT idempotency_keys_organization_id_task_id_fkey FOREIGN KEY (organization_id, task_id) REFERENCES tasks(organization_id, id) ON DELETE CASCADE
 );
 
 ALTER TABLE idempotency_keys ALTER COLUMN organization_id SET (n_distinct = 2);
 
+CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (organization_id, created_at);
 CREATE INDEX idempotency_keys_by_task ON public.idempotency_keys USING btree (organization_id, task_id);
 
 CREATE TABLE task_events (
@@ -159,6 +168,22 @@ CREATE TABLE task_turns (
 );
 
 ALTER TABLE task_turns ALTER COLUMN organization_id SET (n_distinct = 2);
+
+CREATE OR REPLACE FUNCTION public.announce_deleted_tasks()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    PERFORM pg_notify('task_history', organization || ' ' || task)
+    FROM (
+        SELECT organization_id AS organization, array_agg(id) AS tasks
+        FROM deleted
+        GROUP BY organization_id
+    ) AS deleted,
+    unnest(watched_tasks(organization, tasks)) AS task;
+    RETURN NULL;
+END
+$function$;
 
 CREATE OR REPLACE FUNCTION public.count_tasks()
  RETURNS trigger
@@ -273,26 +298,65 @@ AS $function$
     WHERE row.value IS NOT NULL
 $function$;
 
+CREATE OR REPLACE FUNCTION public.watch_key(salt bytea, task text)
+ RETURNS integer
+ LANGUAGE plpgsql
+ IMMUTABLE
+AS $function$
+DECLARE
+    owner bytea := sha256(salt);
+    item bytea := sha256(salt || convert_to(task, 'UTF8'));
+BEGIN
+    RETURN (get_byte(owner, 0) << 23) | (get_byte(owner, 1) << 15)
+        | ((get_byte(owner, 2) >> 3) << 10)
+        | (get_byte(item, 0) << 2) | (get_byte(item, 1) >> 6);
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION public.watch_salt(organization uuid)
+ RETURNS bytea
+ LANGUAGE sql
+ STABLE
+AS $function$
+    SELECT secret || uuid_send(organization) FROM watch_secret
+$function$;
+
 CREATE OR REPLACE FUNCTION public.watched_buckets(buckets integer[])
  RETURNS integer[]
+ LANGUAGE sql
+AS $function$
+    SELECT buckets
+$function$;
+
+CREATE OR REPLACE FUNCTION public.watched_tasks(organization uuid, tasks text[])
+ RETURNS text[]
  LANGUAGE plpgsql
 AS $function$
 DECLARE
-    bucket integer;
-    watched integer[] := '{}';
+    salt bytea := watch_salt(organization);
+    task text;
+    key integer;
+    watched text[] := '{}';
 BEGIN
-    FOREACH bucket IN ARRAY buckets LOOP
-        PERFORM pg_advisory_xact_lock_shared(29801, bucket % 64);
-        IF pg_try_advisory_lock(29800, bucket) THEN
-            PERFORM pg_advisory_unlock(29800, bucket);
+    FOREACH task IN ARRAY tasks LOOP
+        key := watch_key(salt, task);
+        PERFORM pg_advisory_xact_lock_shared(29811, key);
+        IF pg_try_advisory_lock(29810, key) THEN
+            PERFORM pg_advisory_unlock(29810, key);
         ELSE
-            watched := watched || bucket;
+            watched := watched || task;
         END IF;
     END LOOP;
+    IF pg_try_advisory_lock(29812, key >> 10) THEN
+        PERFORM pg_advisory_unlock(29812, key >> 10);
+    ELSIF key IS NOT NULL THEN
+        watched := tasks;
+    END IF;
     RETURN watched;
 END
 $function$;
 
+CREATE TRIGGER announce_deleted_tasks AFTER DELETE ON public.tasks REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION announce_deleted_tasks();
 CREATE TRIGGER count_changed_tasks AFTER UPDATE ON public.tasks REFERENCING OLD TABLE AS old_tasks NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION count_tasks();
 CREATE TRIGGER count_deleted_tasks AFTER DELETE ON public.tasks REFERENCING OLD TABLE AS old_tasks FOR EACH STATEMENT EXECUTE FUNCTION count_tasks();
 CREATE TRIGGER count_new_tasks AFTER INSERT ON public.tasks REFERENCING NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION count_tasks();

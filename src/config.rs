@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 
-use crate::domain::{ApiKeySecret, Limits};
+use crate::domain::{ApiKeySecret, CorsOrigins, Limits, NetworkOptions, TrustedProxies};
 use crate::embedded::EmbeddedOptions;
 use crate::store::DatabaseUrl;
 use crate::telemetry::LogFormat;
@@ -33,8 +33,8 @@ pub struct DatabaseArgs {
     /// Format of the log on standard error [default: text on a terminal, otherwise json]
     #[arg(long, env = "TASK_HISTORY_LOG_FORMAT", value_name = "text|json")]
     pub log_format: Option<String>,
-    /// What to log, for example `info` or `warn,task_history=debug` [default: info to serve,
-    /// otherwise warn]
+    /// What to log, for example `info` or `warn,audit=info`; the target `audit` has deletions and
+    /// changes of keys [default: info to serve, otherwise warn,audit=info]
     #[arg(long, env = "TASK_HISTORY_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 }
@@ -50,18 +50,36 @@ pub struct ServeArgs {
         value_name = "ADDRESS"
     )]
     pub listen: String,
-    /// API key of the organization `default`, of at least 24 characters; without it, the first
-    /// start generates one
+    /// API key of the organization `default`, of at least 24 characters; it replaces those of
+    /// earlier starts, which are revoked. Without it, the first start generates one
     #[arg(long, env = "TASK_HISTORY_BOOTSTRAP_KEY", hide_env_values = true, value_name = "KEY")]
     pub bootstrap_key: Option<String>,
     /// Maximum number of connections to the database
     #[arg(
         long,
         env = "TASK_HISTORY_DATABASE_CONNECTIONS",
-        default_value_t = 8,
+        default_value_t = 16,
         value_name = "NUMBER"
     )]
     pub database_connections: usize,
+    /// Most connections of clients at a time; others are answered with 503 [default: 10000, less if
+    /// the limit on open files is low]
+    #[arg(long, env = "TASK_HISTORY_MAX_CONNECTIONS", value_name = "NUMBER")]
+    pub max_connections: Option<usize>,
+    /// Most connections at a time from one address; behind a proxy, all are from its address
+    /// [default: half of --max-connections]
+    #[arg(long, env = "TASK_HISTORY_MAX_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER")]
+    pub max_connections_per_address: Option<usize>,
+    /// How long a connection may be open without a request; it should be longer than a load
+    /// balancer keeps idle connections
+    #[arg(
+        long,
+        env = "TASK_HISTORY_IDLE_TIMEOUT",
+        value_parser = parse_duration,
+        default_value = "75s",
+        value_name = "DURATION"
+    )]
+    pub idle_timeout: Duration,
     /// How long a synchronous invocation waits for its result; after that it answers with the
     /// unfinished task
     #[arg(
@@ -81,6 +99,23 @@ pub struct ServeArgs {
         value_name = "DURATION"
     )]
     pub drain_timeout: Duration,
+    /// How long an Idempotency-Key is remembered
+    #[arg(
+        long,
+        env = "TASK_HISTORY_IDEMPOTENCY_TTL",
+        value_parser = parse_duration,
+        default_value = "24h",
+        value_name = "DURATION"
+    )]
+    pub idempotency_ttl: Duration,
+    /// Addresses and networks of the proxies in front of the service, separated by commas; they are
+    /// believed about the addresses of their clients (X-Forwarded-For, otherwise Forwarded)
+    #[arg(long, env = "TASK_HISTORY_TRUSTED_PROXIES", value_name = "ADDRESSES")]
+    pub trusted_proxies: Option<String>,
+    /// Origins of the web pages that may call the API from a browser, separated by commas; * allows
+    /// all [default: none]
+    #[arg(long, env = "TASK_HISTORY_CORS_ORIGINS", value_name = "ORIGINS")]
+    pub cors_origins: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would become the help of the whole command")]
     pub database: DatabaseArgs,
@@ -95,8 +130,14 @@ pub struct Config {
     pub bootstrap_key: Option<ApiKeySecret>,
     /// Maximum number of connections to the database.
     pub database_connections: usize,
+    /// Most connections of clients, if that is set.
+    pub max_connections: Option<usize>,
+    /// Most connections from one address, if that is set.
+    pub max_connections_per_address: Option<usize>,
     /// The time limits.
     pub limits: Limits,
+    /// Which proxies are believed, and which sites may call the API.
+    pub network: NetworkOptions,
     /// The location of the database.
     pub database: DatabaseConfig,
 }
@@ -117,8 +158,14 @@ impl Config {
             listen,
             bootstrap_key,
             database_connections,
+            max_connections,
+            max_connections_per_address,
+            idle_timeout,
             invoke_timeout,
             drain_timeout,
+            idempotency_ttl,
+            trusted_proxies,
+            cors_origins,
             database,
         } = args;
         let bootstrap_key = non_empty(bootstrap_key)
@@ -133,11 +180,40 @@ impl Config {
             "--database-connections must be from 1 to 50; use a few connections for each CPU core \
              of the database server"
         );
+        for (flag, number) in [
+            ("--max-connections", max_connections),
+            ("--max-connections-per-address", max_connections_per_address),
+        ] {
+            ensure!(number != Some(0), "{flag} must be at least 1; leave it out for the default");
+        }
+        ensure!(
+            !idempotency_ttl.is_zero(),
+            "--idempotency-ttl must be longer than 0; it is how long a client may send a request \
+             again"
+        );
+        let trusted_proxies =
+            TrustedProxies::parse(&trusted_proxies.unwrap_or_default()).map_err(|error| {
+                anyhow!(
+                    "--trusted-proxies takes addresses and networks, for example \
+                     10.0.0.0/8,192.0.2.7: {error}"
+                )
+            })?;
+        let cors_origins = CorsOrigins::parse(&cors_origins.unwrap_or_default())
+            .map_err(|error| anyhow!("--cors-origins takes origins, or * alone: {error}"))?;
         Ok(Self {
             listen: parse_listen(&listen)?,
             bootstrap_key,
             database_connections,
-            limits: Limits { invoke_timeout, drain_timeout, ..Limits::default() },
+            max_connections,
+            max_connections_per_address,
+            limits: Limits {
+                idle_timeout,
+                invoke_timeout,
+                drain_timeout,
+                idempotency_ttl,
+                ..Limits::default()
+            },
+            network: NetworkOptions { trusted_proxies, cors_origins },
             database: DatabaseConfig::new(database)?,
         })
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::config::DatabaseConfig;
-use crate::embedded::{self, Embedded, EmbeddedOptions};
+use crate::embedded::{self, Embedded, EmbeddedError, EmbeddedOptions};
 use crate::store::{self, DatabaseUrl, StoreError};
 
 /// Name of the database on the embedded server.
@@ -68,14 +68,11 @@ impl Database {
         Ok(())
     }
 
-    /// Returns when the embedded server has ended by itself, with a description of how. Never
-    /// returns without an embedded server.
-    pub async fn server_exited(&mut self) -> String {
+    /// Starts the embedded server again whenever it ends by itself, and then calls `restarted`.
+    /// Returns when it ended too often. Never returns without an embedded server.
+    pub async fn keep_running(&mut self, restarted: impl AsyncFn()) -> EmbeddedError {
         match &mut self.server {
-            Some(server) => match server.exited().await {
-                Ok(status) => status.to_string(),
-                Err(error) => error.to_string(),
-            },
+            Some(server) => server.keep_running(restarted).await,
             None => std::future::pending().await,
         }
     }
@@ -112,8 +109,10 @@ async fn open_embedded(
     mode: OpenMode,
 ) -> anyhow::Result<(DatabaseUrl, Option<Embedded>)> {
     let parse = |url: &str| DatabaseUrl::parse(url).map_err(anyhow::Error::msg);
-    if mode == OpenMode::Existing && !options.directory.join("data").exists() {
-        let directory = options.directory.display();
+    let directory = options.directory.display();
+    let exists = options.directory.join("data").try_exists();
+    let exists = exists.with_context(|| format!("the database in {directory} cannot be read"))?;
+    if mode == OpenMode::Existing && !exists {
         bail!("there is no database in {directory}; start the service there first");
     }
     if mode != OpenMode::Serve
@@ -125,6 +124,7 @@ async fn open_embedded(
     let server = Embedded::start(options).await?;
     tracing::info!(
         directory = %options.directory.display(),
+        socket = %server.socket_directory().display(),
         duration_ms = started.elapsed().as_millis(),
         "PostgreSQL started"
     );

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use sqlx::postgres::PgConnectOptions;
@@ -102,6 +103,9 @@ pub(crate) async fn relations(connection: &mut PgConnection) -> anyhow::Result<V
         .collect()
 }
 
+/// How long the service may take to write what PostgreSQL says into its log.
+const LOG_DELAY: Duration = Duration::from_millis(100);
+
 /// Records the statements that the service sends for a request, from the server's log.
 pub(crate) struct StatementRecorder {
     /// A second service on the same database. The setting that makes the server log statements
@@ -130,12 +134,28 @@ impl StatementRecorder {
     pub(crate) async fn record(&mut self, request: &[u8]) -> anyhow::Result<[Script; 2]> {
         // The first request opens connections, so the log of the second has its statements only.
         self.client.send(request).await?;
-        let before = fs::metadata(&self.log)?.len();
+        let before = self.written_log().await?;
         self.client.send(request).await?;
+        self.written_log().await?;
         let mut statements = parse_log(&read_from(&self.log, before)?);
-        statements.retain(|statement| !statement.text.contains("api_keys"));
+        // Neither authentication nor the heartbeat belongs to the request.
+        let is_other = |text: &str| ["api_keys", "transaction_read_only"].map(|t| text.contains(t));
+        statements.retain(|statement| !is_other(&statement.text).contains(&true));
         ensure!(!statements.is_empty(), "the server's log has no statement of the request");
         Ok([script(&statements, false), script(&statements, true)])
+    }
+
+    /// The length of the log once the service has written what PostgreSQL has said.
+    async fn written_log(&self) -> anyhow::Result<u64> {
+        let mut length = fs::metadata(&self.log)?.len();
+        loop {
+            tokio::time::sleep(LOG_DELAY).await;
+            let now = fs::metadata(&self.log)?.len();
+            if now == length {
+                return Ok(length);
+            }
+            length = now;
+        }
     }
 
     pub(crate) async fn stop(self, connection: &mut PgConnection) -> anyhow::Result<()> {

@@ -45,6 +45,20 @@ impl Client {
         Ok(body)
     }
 
+    /// Sends a request and returns the status of the response, whose body is read and dropped.
+    pub(crate) async fn status(&mut self, request: &[u8]) -> anyhow::Result<u16> {
+        self.stream.write_all(request).await?;
+        self.buffer.clear();
+        let head = self.read_head().await?;
+        let length = content_length(&self.buffer[..head]).unwrap_or(0);
+        while self.buffer.len() < head + length {
+            self.read_some().await?;
+        }
+        let line = first_line(&self.buffer);
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        status.with_context(|| format!("the response begins with `{line}`"))
+    }
+
     /// Sends a request whose response is a stream, and returns the connection to read it from.
     pub(crate) async fn open_stream(mut self, request: &[u8]) -> anyhow::Result<TcpStream> {
         self.stream.write_all(request).await?;
@@ -125,6 +139,13 @@ impl Sample {
     /// Requests a second.
     pub(crate) fn rate(&self) -> f64 {
         self.requests() / self.seconds
+    }
+
+    /// Adds the requests of another sample, which was taken at another time.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.latencies.extend(other.latencies);
+        self.latencies.sort_unstable_by(f64::total_cmp);
+        self.seconds += other.seconds;
     }
 
     /// The given percentile of the latencies, in milliseconds.

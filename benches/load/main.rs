@@ -14,6 +14,7 @@ mod events;
 mod http;
 mod imports;
 mod pgbench;
+mod pressure;
 mod process;
 mod reads;
 mod report;
@@ -101,6 +102,7 @@ struct BenchOptions {
 enum Part {
     Reads,
     Writes,
+    Pressure,
     Import,
 }
 
@@ -209,8 +211,11 @@ async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         events::measure(bench, &big).await?;
     }
     let memory = big.service.memory()?;
-    if bench.options.only != Some(Part::Import) {
+    if bench.options.only.is_none_or(|only| matches!(only, Part::Reads | Part::Writes)) {
         bench.report.set_measured("memory", memory.peak);
+    }
+    if bench.includes(Part::Pressure) {
+        pressure::measure(bench, &big).await?;
     }
     if bench.includes(Part::Import) {
         imports::measure(bench, &big).await?;

@@ -84,7 +84,7 @@ enum Limit {
     None,
 }
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 15] = [
     Target {
         name: "page-rate",
         what: "page 1 with its total, requests/s against pgbench",
@@ -131,6 +131,21 @@ const TARGETS: [Target; 12] = [
         name: "paging",
         what: "paging through all tasks, last page against first",
         limit: Limit::AtMost(2.0),
+    },
+    Target {
+        name: "stalled",
+        what: "memory of twenty streams and six lists that nobody reads, MiB",
+        limit: Limit::AtMost(100.0),
+    },
+    Target {
+        name: "neighbor-write",
+        what: "slowest write of a quiet organization beside a busy one, ms",
+        limit: Limit::AtMost(250.0),
+    },
+    Target {
+        name: "neighbor-list",
+        what: "slowest list of a quiet organization beside a busy one, ms",
+        limit: Limit::AtMost(100.0),
     },
     Target {
         name: "memory",

@@ -19,7 +19,7 @@ pub(crate) const KEY: &str = "bootstrap-key-for-the-load-harness-only";
 
 /// Connections to the database: the service's default. `pgbench` gets as many clients when it runs
 /// a statement of the service.
-pub(crate) const DATABASE_CONNECTIONS: usize = 8;
+pub(crate) const DATABASE_CONNECTIONS: usize = 16;
 
 /// How long a process may take to start or to stop.
 const START_STOP_TIMEOUT: Duration = Duration::from_mins(2);
@@ -36,7 +36,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Finds the installed programs, and writes a `postgres` wrapper that raises `max_connections`.
     ///
-    /// The embedded server allows 64 connections; `pgbench` needs 64 in addition to those of the
+    /// The embedded server allows 100 connections; `pgbench` needs 64 in addition to those of the
     /// service. The wrapper changes no other setting.
     pub(crate) fn find(scratch: &Path) -> anyhow::Result<Self> {
         let directory = find_directory()?;

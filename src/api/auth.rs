@@ -5,18 +5,20 @@
 //! argument of a handler, so a request without a valid key learns nothing else.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::HeaderValue;
 use axum::http::request::Parts;
 
+use super::client::Client;
 use super::error::ApiError;
 use super::request::path::ORGANIZATION_PARAM;
 use super::state::AppState;
-use crate::domain::{KeyDigest, OrganizationId, Principal};
+use crate::domain::{Credential, KeyDigest, OrganizationId, Principal, TaskId};
 
 /// The header with the API key.
-const API_KEY_HEADER: &str = "x-api-key";
+pub(super) const API_KEY_HEADER: &str = "x-api-key";
 
 /// What a handler does with its caller's data.
 pub(crate) trait Permission: Send + Sync {
@@ -44,13 +46,32 @@ impl Permission for Write {
 
 /// The sender of a request: it has a valid key with the permission `P`.
 pub(crate) struct Caller<P> {
-    organization_id: OrganizationId,
+    credential: Credential,
+    client: Arc<Client>,
     permission: PhantomData<P>,
 }
 
 impl<P> Caller<P> {
     pub(crate) fn organization(&self) -> OrganizationId {
-        self.organization_id
+        self.credential.organization_id
+    }
+
+    /// What `Store::authenticate` needs to ask again whether the key is still valid.
+    pub(crate) fn credential(&self) -> Credential {
+        self.credential
+    }
+
+    /// Leaves a line in the log that the caller deleted a task.
+    pub(crate) fn audit_deletion(&self, task: &TaskId) {
+        tracing::info!(
+            target: "audit",
+            task_id = %task,
+            key_id = self.client.principal().map(|principal| display(principal.key_id)),
+            organization_id = %self.organization(),
+            client_address = self.client.address().map(display),
+            request_id = self.client.request_id().to_str().unwrap_or_default(),
+            "task deleted"
+        );
     }
 }
 
@@ -58,25 +79,42 @@ impl<P: Permission> FromRequestParts<AppState> for Caller<P> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let principal = authenticate(parts, state).await?;
+        let (digest, principal) = authenticate(parts, state).await?;
         let organization_id = principal.organization_id;
         check_organization_in_path(parts, organization_id).await?;
         if P::allows(&principal) {
-            Ok(Self { organization_id, permission: PhantomData })
+            // The body is read next, on the organization's share of memory.
+            parts.extensions.insert(organization_id);
+            let credential = Credential { digest, organization_id };
+            Ok(Self { credential, client: Client::of(parts), permission: PhantomData })
         } else {
             Err(ApiError::ReadOnlyKey)
         }
     }
 }
 
-async fn authenticate(parts: &Parts, state: &AppState) -> Result<Principal, ApiError> {
+async fn authenticate(parts: &Parts, state: &AppState) -> Result<(KeyDigest, Principal), ApiError> {
+    let client = Client::of(parts);
     let key = parts.headers.get(API_KEY_HEADER).map(HeaderValue::as_bytes).unwrap_or_default();
     if key.is_empty() {
-        return Err(ApiError::Unauthenticated);
+        return Err(client.refuse());
     }
     // Looked up by its digest: the time of the comparison tells nothing about stored keys.
-    let principal = state.store.authenticate(KeyDigest::of(key), state.clock.now()).await?;
-    principal.ok_or(ApiError::Unauthenticated)
+    let digest = KeyDigest::of(key);
+    // Known keys are not guesses: whoever guesses must not stop others behind the same address,
+    // and a client that goes on sending one wrong key is told that it is wrong.
+    let is_guess = !state.store.remembers_key(&digest);
+    if is_guess {
+        client.check_guess()?;
+    }
+    let Some(principal) = state.store.authenticate(digest, state.clock.now()).await? else {
+        if is_guess {
+            client.record_guess();
+        }
+        return Err(client.refuse());
+    };
+    client.identify(principal);
+    Ok((digest, principal))
 }
 
 /// Checks the organization in a path, if there is one: it must be the caller's own, otherwise the

@@ -27,7 +27,7 @@ pub(crate) fn parse(text: &str) -> Option<PageStart> {
     let (direction, rest) = text.split_at_checked(1)?;
     let (micros, id) = rest.split_once(' ')?;
     let created_at = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
-    let cursor = Cursor { created_at, id: TaskId::parse(id).ok()? };
+    let cursor = Cursor::new(created_at, TaskId::parse(id).ok()?)?;
     match direction {
         ">" => Some(PageStart::After(cursor)),
         "<" => Some(PageStart::Before(cursor)),

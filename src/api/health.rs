@@ -23,7 +23,8 @@ pub(crate) async fn health() -> Json<&'static str> {
 
 /// Readiness probe
 ///
-/// Pings the database. With 503, send requests to another instance.
+/// Says within a second whether the database responds and can be written to, also while the service
+/// is busy. With 503, send requests to another instance.
 #[utoipa::path(
     get,
     path = "/readyz",

@@ -1,4 +1,5 @@
-//! What surrounds every route: the request log, the timeout, panics, trailing slashes, compression.
+//! What surrounds every route: the request log, headers for browsers, the timeout, panics, trailing
+//! slashes, compression.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
@@ -14,48 +15,67 @@ use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{DefaultPredicate, Predicate, SizeAbove};
-use uuid::Uuid;
+use tracing::field::display;
 
+use super::browser;
+use super::client::{Client, Clients, REQUEST_ID};
 use super::error::{ApiError, LoggedError};
+use super::failed_keys::FailedKeys;
+use crate::domain::{Limits, NetworkOptions};
 
-/// The request's id in logs. It is taken from the caller or generated, and always returned.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Longest request id that is taken from a caller, in bytes.
-const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Longest address of a redirect, in bytes. A longer one would not fit into the head of 4 KiB that
+/// every client accepts.
+const MAX_LOCATION_BYTES: usize = 3 << 10;
 
 /// Answers shorter than this are not compressed, in bytes.
 const MIN_COMPRESSED_BYTES: u64 = 1024;
+
+/// The route of synchronous invocations.
+const INVOKE_ROUTE: &str = "/v1/agents/{agent_id}/invoke";
 
 /// The code of nginx for a client that closed the request.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Puts the middleware around all routes. The outermost is the request log.
-pub(super) fn wrap(router: Router, request_timeout: Duration) -> Router {
-    router
+pub(super) fn wrap(router: Router, limits: &Limits, network: NetworkOptions) -> Router {
+    let request_timeout = limits.request_timeout;
+    let clients = Arc::new(Clients {
+        trusted_proxies: network.trusted_proxies,
+        failed_keys: FailedKeys::new(limits.failed_key_interval),
+    });
+    let router = router
         .layer(
             CompressionLayer::new()
                 .quality(CompressionLevel::Fastest)
                 .compress_when(DefaultPredicate::new().and(SizeAbove::new(MIN_COMPRESSED_BYTES))),
         )
         .layer(from_fn(move |request, next| timeout(request_timeout, request, next)))
-        .layer(CatchPanicLayer::custom(panic_response))
-        .layer(from_fn(log_request))
+        .layer(CatchPanicLayer::custom(panic_response));
+    let router = match browser::cors(&network.cors_origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
+        .layer(from_fn(browser::add_security_headers))
+        .layer(from_fn(move |request, next| log_request(clients.clone(), request, next)))
 }
 
-/// Ends a request that takes longer than anything in it may.
-///
-/// Most likely its database hangs, which the server's own limits cannot end. A synchronous
-/// invocation waits for its agent and has a timeout of its own.
+/// Ends a request that takes longer than anything in it may. A synchronous invocation waits for its
+/// agent and has a timeout of its own; all that it asks the database has deadlines.
 async fn timeout(limit: Duration, request: Request, next: Next) -> Response {
-    let has_own_timeout = request.uri().path().ends_with("/invoke");
+    let is_read = request.method().is_safe();
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let has_own_timeout = request.method() == Method::POST && route == Some(INVOKE_ROUTE);
     let answer = next.run(request);
     if has_own_timeout {
         return answer.await;
     }
-    let timed_out =
-        |_| ApiError::Unavailable(format!("no answer within {limit:?}")).into_response();
-    tokio::time::timeout(limit, answer).await.unwrap_or_else(timed_out)
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
+        let text = format!("no answer within {limit:?}");
+        let error =
+            if is_read { ApiError::Unavailable(text) } else { ApiError::OutcomeUnknown(text) };
+        error.into_response()
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
@@ -83,38 +103,43 @@ impl KnownPaths {
 
     /// Answers 404, or redirects a known path with a trailing slash, as FastAPI does.
     ///
-    /// The address is relative, so that it also works behind a proxy that terminates TLS.
+    /// The address is relative, so that it also works behind a proxy that terminates TLS. Clients
+    /// take `\` for `/`, and an address that begins with two of them names another host.
     pub(super) fn not_found(&self, uri: &Uri) -> Response {
-        let known = uri.path().strip_suffix('/').filter(|path| self.0.at(path).is_ok());
+        let path = uri.path();
+        let is_local = !path.starts_with("//") && !path.contains('\\');
+        let known = path.strip_suffix('/').filter(|path| is_local && self.0.at(path).is_ok());
         let Some(path) = known else { return ApiError::RouteNotFound.into_response() };
         let address = match uri.query() {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
         };
         match HeaderValue::from_str(&address) {
-            Ok(address) => {
-                (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, address)]).into_response()
+            Ok(value) if address.len() <= MAX_LOCATION_BYTES => {
+                (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, value)]).into_response()
             }
-            Err(_) => ApiError::RouteNotFound.into_response(),
+            _ => ApiError::RouteNotFound.into_response(),
         }
     }
 }
 
-/// Gives a request its id, and logs it when it is answered or its client has closed it.
-async fn log_request(request: Request, next: Next) -> Response {
-    let id = request_id(&request);
+/// Gives a request its id and its client, and logs it when it is answered or its client has closed
+/// it.
+async fn log_request(clients: Arc<Clients>, mut request: Request, next: Next) -> Response {
+    let client = clients.client_of(&request);
+    request.extensions_mut().insert(client.clone());
     let mut log = RequestLog {
         started: Instant::now(),
         method: request.method().clone(),
         // The route, not the path: ids in paths are the client's data.
         route: request.extensions().get::<MatchedPath>().cloned(),
-        id: id.clone(),
+        client: client.clone(),
         response: None,
     };
     let mut response = next.run(request).await;
     let error = response.extensions_mut().remove::<LoggedError>();
     log.response = Some((response.status(), error));
-    response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().insert(REQUEST_ID, client.request_id().clone());
     response
 }
 
@@ -124,43 +149,37 @@ struct RequestLog {
     started: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    id: HeaderValue,
+    client: Arc<Client>,
     response: Option<(StatusCode, Option<LoggedError>)>,
 }
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
+        if self.client.is_summarized() {
+            return;
+        }
+        let status = self.response.as_ref().map_or(CLIENT_CLOSED_REQUEST, |(s, _)| s.as_u16());
         let method = &self.method;
         let route = self.route.as_ref().map_or("-", MatchedPath::as_str);
         let duration_ms = (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
-        let request_id = self.id.to_str().unwrap_or_default();
-        match self.response.take() {
-            Some((status, Some(LoggedError(error)))) => {
-                let status = status.as_u16();
-                tracing::error!(
-                    %method, route, status, duration_ms, request_id, error, "request failed"
-                );
-            }
-            Some((status, None)) => {
-                let status = status.as_u16();
-                tracing::info!(%method, route, status, duration_ms, request_id, "request");
-            }
-            None => {
-                let status = CLIENT_CLOSED_REQUEST;
-                tracing::info!(
-                    %method, route, status, duration_ms, request_id, "client closed request"
-                );
-            }
+        let request_id = self.client.request_id().to_str().unwrap_or_default();
+        let client_address = self.client.address().map(display);
+        let principal = self.client.principal();
+        let key_id = principal.map(|principal| display(principal.key_id));
+        let organization_id = principal.map(|principal| display(principal.organization_id));
+        // A field without a value is left out.
+        macro_rules! line {
+            ($level:ident, $($field:ident,)? $message:literal) => {
+                tracing::$level!(
+                    %method, route, status, duration_ms, request_id, client_address, key_id,
+                    organization_id, $($field,)? $message
+                )
+            };
+        }
+        match &self.response {
+            Some((_, Some(LoggedError(error)))) => line!(error, error, "request failed"),
+            Some((_, None)) => line!(info, "request"),
+            None => line!(info, "client closed request"),
         }
     }
-}
-
-fn request_id(request: &Request) -> HeaderValue {
-    let given = request.headers().get(REQUEST_ID).filter(|id| {
-        let bytes = id.as_bytes();
-        (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
-    });
-    given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&Uuid::new_v4().to_string()).expect("a UUID is visible ASCII")
-    })
 }

@@ -2,8 +2,11 @@
 //! and no connection.
 
 mod auth;
+mod browser;
+mod client;
 mod cursor;
 mod error;
+mod failed_keys;
 mod health;
 mod middleware;
 mod openapi;
@@ -14,6 +17,7 @@ mod state;
 mod v1;
 
 use axum::Router;
+use axum::extract::Extension;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
@@ -26,18 +30,20 @@ pub use state::AppState;
 
 use error::ApiError;
 use middleware::KnownPaths;
+use request::body_memory::BodyMemory;
 
 /// The service as a router: every route, and the middleware around them.
 pub fn router(state: AppState) -> Router {
     let (routes, document) = documented_routes();
     let paths = KnownPaths::new(&document);
-    let request_timeout = state.limits.request_timeout;
+    let (limits, network) = (state.limits.clone(), state.network.clone());
     let service = routes
         .with_state(state)
         .merge(docs(document))
         .fallback(move |uri: Uri| async move { paths.not_found(&uri) })
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
-    middleware::wrap(service, request_timeout)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(Extension(BodyMemory::new()));
+    middleware::wrap(service, &limits, network)
 }
 
 /// The OpenAPI document of [`router`].
@@ -84,8 +90,10 @@ fn docs(document: Value) -> Router {
     let docs = SwaggerUi::new("/docs")
         .config(Config::new(["/openapi.json"]).validator_url("none"))
         .external_url_unchecked("/openapi.json", document);
-    Router::from(docs).layer(map_response(async |response: Response| match response.status() {
-        StatusCode::NOT_FOUND => ApiError::RouteNotFound.into_response(),
-        _ => response,
-    }))
+    Router::from(docs)
+        .layer(map_response(async |response: Response| match response.status() {
+            StatusCode::NOT_FOUND => ApiError::RouteNotFound.into_response(),
+            _ => response,
+        }))
+        .layer(map_response(browser::add_docs_policy))
 }

@@ -3,13 +3,15 @@
 use anyhow::{Context, bail};
 use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{Table, presets};
+use nix::unistd::Uid;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::KeysCommand;
 use super::output::{print, print_json, time};
 use super::session::with_store;
 use crate::domain::{Clock, Limits};
-use crate::store::{ApiKey, CreatedApiKey, KeyRevocation, NewApiKey, Store};
+use crate::store::{ApiKey, BOOTSTRAP_KEY_NAME, CreatedApiKey, KeyRevocation, NewApiKey, Store};
 
 /// Runs a `keys` command.
 pub(super) async fn run(command: KeysCommand) -> anyhow::Result<()> {
@@ -18,6 +20,12 @@ pub(super) async fn run(command: KeysCommand) -> anyhow::Result<()> {
         KeysCommand::Create { organization, name, expires_in, read_only, json, database } => {
             if organization.trim().is_empty() {
                 bail!("an organization must have a name");
+            }
+            if name == BOOTSTRAP_KEY_NAME {
+                bail!(
+                    "a start with another --bootstrap-key revokes all keys named \
+                     `{BOOTSTRAP_KEY_NAME}`; choose another --name"
+                );
             }
             let expires_at = expires_in
                 .map(|duration| {
@@ -48,6 +56,7 @@ pub(super) async fn run(command: KeysCommand) -> anyhow::Result<()> {
             with_store(database, 1, async |store| {
                 match store.revoke_api_key(&organization, id, now).await? {
                     KeyRevocation::Revoked => {
+                        audit("API key revoked", id, &organization);
                         // Running services may have the key in their caches until then.
                         tokio::time::sleep(Limits::default().key_cache_ttl).await;
                         print(&format!("Revoked key {id}. It is refused from now on."));
@@ -75,6 +84,7 @@ async fn create_key(
     json: bool,
 ) -> anyhow::Result<()> {
     let CreatedApiKey { id, secret, organization_is_new } = store.create_api_key(new, now).await?;
+    audit("API key created", id, &new.organization);
     if json {
         print_json(&json!({
             "id": id.to_string(),
@@ -92,6 +102,14 @@ async fn create_key(
     print(&format!("Key {id}, shown only this once:\n\n    {}\n", secret.expose()));
     print("Send it in the x-api-key header of each request.");
     Ok(())
+}
+
+/// Leaves a line in the log that a person changed a key.
+fn audit(what: &str, key_id: Uuid, organization: &str) {
+    let uid = Uid::current();
+    tracing::info!(
+        target: "audit", %key_id, organization, by = "command line", %uid, "{what}"
+    );
 }
 
 fn keys_as_json(keys: &[ApiKey]) -> Value {

@@ -44,16 +44,18 @@ enum Command {
     /// Works beside a running service, on the same data directory or database.
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Import tasks from NDJSON
+    /// Import tasks from a file that `export` wrote
     ///
-    /// Each line is a task with its turns, as `export` writes it. An existing task is left
-    /// unchanged, so a file can be imported again, and an interrupted import continues. Works
-    /// beside a running service.
+    /// A task is imported whole or not at all. An existing task is left unchanged, so a file can be
+    /// imported again, and an interrupted import continues. Works beside a running service.
+    /// `docs/export-format.md` describes the format. Exit code 0 if all lines are valid, 3 if
+    /// invalid lines were skipped, 1 after any other failure.
     Import(ImportArgs),
     /// Export tasks as NDJSON
     ///
     /// Exports one snapshot of all tasks with their turns and pushed events, without idempotency
-    /// keys. Works beside a running service.
+    /// keys: one line for each. Works beside a running service. `docs/export-format.md` describes
+    /// the format.
     Export(ExportArgs),
     /// Recount tasks and report drift
     ///
@@ -84,9 +86,14 @@ struct ImportArgs {
     /// Organization that gets the tasks; it is created if it does not exist
     #[arg(long, default_value = "default", value_name = "NAME")]
     organization: String,
-    /// What to do with an invalid line
+    /// What to do with an invalid line, and with the task that it belongs to
     #[arg(long, value_enum, default_value_t = OnError::Stop, value_name = "stop|skip")]
     on_error: OnError,
+    /// Check the file, and write nothing
+    ///
+    /// A task that is in the file twice is counted twice.
+    #[arg(long)]
+    dry_run: bool,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -96,7 +103,7 @@ struct ImportArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OnError {
-    /// Stop at that line; the lines before it are imported
+    /// Stop at that line; the tasks before it are imported
     Stop,
     /// Report it and continue
     Skip,
@@ -113,6 +120,12 @@ struct ExportArgs {
     /// File to create [default: standard output]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// How long the output may take nothing before the export ends
+    ///
+    /// The snapshot of an export keeps the database from cleaning up, so a stopped reader must not
+    /// hold it for ever.
+    #[arg(long, default_value = "10m", value_name = "DURATION", value_parser = parse_duration)]
+    stall_timeout: Duration,
     #[command(flatten)]
     database: DatabaseArgs,
 }

@@ -38,12 +38,12 @@ impl TransferProgress {
         Self { bar, last_line: Mutex::new(Instant::now()) }
     }
 
-    /// `bytes` more were read; there are `tasks` in all.
-    pub(super) fn advance(&self, bytes: usize, tasks: usize) {
+    /// The input was read up to `bytes`; there are `tasks` in all.
+    pub(super) fn advance(&self, bytes: u64, tasks: usize) {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let rate = tasks as f64 / self.bar.elapsed().as_secs_f64();
         let message = format!("{tasks} tasks, {rate:.0} a second");
-        self.bar.inc(u64::try_from(bytes).unwrap_or(0));
+        self.bar.set_position(self.bar.position().max(bytes));
         let mut last_line = self.last_line.lock().expect("no code panics with the lock");
         if self.bar.is_hidden() && last_line.elapsed() >= PROGRESS_INTERVAL {
             note(&message);

@@ -16,8 +16,8 @@ pub(super) async fn with_store<T>(
     connections: usize,
     work: impl AsyncFnOnce(Store) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let (format, filter) = args.logging("warn")?;
-    telemetry::init(format, &filter)?;
+    let (format, filter) = args.logging("warn,audit=info")?;
+    let _flush = telemetry::init(format, &filter)?;
     let database = Database::open(&DatabaseConfig::new(args)?, OpenMode::Existing).await?;
     let store = Store::new(&database.url, connections, &Limits::default());
     let outcome = work(store.clone()).await;

@@ -5,6 +5,7 @@ use std::fmt;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::OrganizationId;
 
@@ -76,11 +77,23 @@ impl KeyDigest {
     }
 }
 
+/// What a long answer keeps of its caller, to ask again whether the key is still valid: a stream
+/// and a waiting invocation outlive the check at their start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credential {
+    /// The digest of the key.
+    pub digest: KeyDigest,
+    /// The organization that the key belonged to.
+    pub organization_id: OrganizationId,
+}
+
 /// The owner of a valid key, and what the key allows. Every key allows reading.
 #[derive(Debug, Clone, Copy)]
 pub struct Principal {
     /// The organization.
     pub organization_id: OrganizationId,
+    /// The id of the key, which `keys list` shows and `keys revoke` takes.
+    pub key_id: Uuid,
     /// Whether the key may record and report.
     pub can_write: bool,
 }

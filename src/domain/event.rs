@@ -33,6 +33,8 @@ pub enum EventKind {
 /// An event that a runner pushes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewEvent {
+    /// The turn that it belongs to, from 1. `None` is the latest turn.
+    pub turn: Option<i32>,
     /// The contract's type name: `chunk`, `tool_call_request`, `think` and others.
     pub kind: ShortText,
     /// The event's data.
@@ -76,17 +78,8 @@ impl EventKind {
         Self::STATE_TYPES.contains(&name)
     }
 
-    /// The JSON to store beside [`EventKind::as_str`]; [`EventKind::parse`] reads both back.
-    pub fn data(&self) -> String {
-        match self {
-            Self::Created => "{}".to_owned(),
-            Self::Reported(state) => serde_json::to_string(state).expect("a state is plain data"),
-            Self::Pushed(_, data) => data.to_string(),
-        }
-    }
-
-    /// Reads a type name and its stored JSON: the inverse of [`EventKind::as_str`] and
-    /// [`EventKind::data`].
+    /// Reads a type name and its stored JSON: that of [`NewEvent`], or the fields of [`TurnState`],
+    /// which the statements write.
     pub fn parse(name: String, data: &str) -> Result<Self, EventParseError> {
         if name == Self::CREATED {
             Ok(Self::Created)
@@ -113,7 +106,12 @@ mod tests {
             serde_json::json!({ "text": "語" }),
         );
         for kind in states.chain([EventKind::Created, pushed]) {
-            let read = EventKind::parse(kind.as_str().to_owned(), &kind.data());
+            let data = match &kind {
+                EventKind::Created => "{}".to_owned(),
+                EventKind::Reported(state) => serde_json::to_string(state).expect("JSON"),
+                EventKind::Pushed(_, data) => data.to_string(),
+            };
+            let read = EventKind::parse(kind.as_str().to_owned(), &data);
             assert_eq!(read.expect("what was stored"), kind);
         }
         assert!(EventKind::parse("task_updated".into(), "[]").is_err());

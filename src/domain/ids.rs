@@ -33,6 +33,12 @@ pub enum TextError {
     /// It contains U+0000, which PostgreSQL cannot store in text.
     #[error("must not contain NUL (U+0000)")]
     Nul,
+    /// It contains half of a surrogate pair, which is no character. Only JSON can write one.
+    #[error("must not contain a surrogate (U+D800 to U+DFFF) without its other half")]
+    LoneSurrogate,
+    /// It is not UTF-8. Only headers can have such a text.
+    #[error("must be UTF-8")]
+    NotUtf8,
 }
 
 fn check(text: &str) -> Result<(), TextError> {

@@ -1,5 +1,7 @@
 //! Pages of a list.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 
 use super::{TaskId, TaskSummary};
@@ -14,7 +16,16 @@ pub struct Cursor {
     pub id: TaskId,
 }
 
+/// The earliest time that PostgreSQL keeps, in seconds since 1970: in the year 4714 BC. Its latest
+/// time is later than any [`DateTime`].
+const EARLIEST: i64 = -210_866_803_200;
+
 impl Cursor {
+    /// A position, or `None` if no task can have been created at that time.
+    pub fn new(created_at: DateTime<Utc>, id: TaskId) -> Option<Self> {
+        (created_at.timestamp() >= EARLIEST).then_some(Self { created_at, id })
+    }
+
     fn for_task(task: &TaskSummary) -> Self {
         Self { created_at: task.created_at, id: task.id.clone() }
     }
@@ -96,12 +107,15 @@ pub struct TaskPage {
     pub next: Option<Cursor>,
     /// The previous page, of newer tasks, ends before this cursor.
     pub previous: Option<Cursor>,
+    /// Tasks of `items` whose title and result are too long to be read with the page, with the
+    /// bytes of both. At least one of the two is `None` in `items`.
+    pub unread: HashMap<TaskId, usize>,
 }
 
 impl TaskPage {
     /// The only page of an empty list.
     pub fn empty() -> Self {
-        Self { items: Vec::new(), total: 0, next: None, previous: None }
+        Self { items: Vec::new(), total: 0, next: None, previous: None, unread: HashMap::new() }
     }
 
     /// A page of the tasks that were found for a request, in any order.
@@ -132,7 +146,14 @@ impl TaskPage {
             previous: items.first().filter(|_| has_newer).map(Cursor::for_task),
             items,
             total,
+            unread: HashMap::new(),
         }
+    }
+
+    /// The page without the long texts of these tasks.
+    #[must_use]
+    pub fn with_unread(self, unread: HashMap<TaskId, usize>) -> Self {
+        Self { unread, ..self }
     }
 }
 

@@ -44,17 +44,19 @@ pub struct Task {
     pub summary: TaskSummary,
     /// The latest turn.
     pub turn: Turn,
-    /// Its direct sub-tasks, oldest first.
+    /// Its direct sub-tasks, oldest first: the first ten thousand.
     pub sub_executions: Vec<TaskId>,
-    /// Its direct sub-tasks that have ended.
+    /// Its direct sub-tasks that have ended: the first ten thousand.
     pub finished_sub_executions: Vec<TaskId>,
     /// The number of the latest event.
     pub events: i64,
 }
 
-/// What a runner reports about the latest turn of a task. Fields that are `None` stay unchanged.
+/// What a runner reports about a turn of a task. Fields that are `None` stay unchanged.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
+    /// The turn that it is about, from 1. `None` is the latest turn, whichever that is.
+    pub turn: Option<i32>,
     /// The new status.
     pub status: Option<Status>,
     /// The customer's own status.
@@ -74,87 +76,17 @@ pub struct Report {
 }
 
 impl Report {
-    /// Approximate size in bytes of its texts and JSON.
-    pub fn size(&self) -> usize {
-        let text = |text: Option<&str>| text.map_or(0, str::len);
-        let json = |json: Option<&serde_json::Map<_, _>>| {
-            json.map_or(0, |json| serde_json::to_string(json).map_or(0, |text| text.len()))
-        };
-        let TurnDetails {
-            tokens,
-            duration: _,
-            used_tools,
-            hitl_request,
-            pending_eca_request,
-            deep_planning,
-        } = &self.details;
-        text(self.result.as_deref())
-            + text(self.title.as_deref())
-            + text(self.last_executed_node_id.as_deref())
-            + used_tools.iter().flatten().map(String::len).sum::<usize>()
-            + [&self.payload_extension, tokens, hitl_request, pending_eca_request, deep_planning]
-                .into_iter()
-                .map(|object| json(object.as_ref()))
-                .sum::<usize>()
+    /// Whether it contradicts what is final of its turn: the status and the result of a turn that
+    /// has ended. Only a report that names its turn can. `keeps_result` tells whether its result is
+    /// the turn's.
+    pub fn contradicts(&self, state: &TurnState, keeps_result: bool) -> bool {
+        let changes_status = self.status.is_some_and(|status| status != state.status);
+        let changes_result = self.result.is_some() && !keeps_result;
+        self.turn.is_some() && state.status.is_terminal() && (changes_status || changes_result)
     }
 }
 
 impl Task {
-    /// Applies a runner's report to the latest turn and to the summary.
-    pub fn apply(&mut self, report: Report, now: DateTime<Utc>) {
-        let Report {
-            status,
-            internal_status,
-            result,
-            last_executed_node_id,
-            source,
-            title,
-            payload_extension,
-            details,
-        } = report;
-        let state = &mut self.turn.state;
-        if let Some(status) = status {
-            state.set_status(status, now);
-        }
-        if internal_status.is_some() {
-            state.internal_status = internal_status;
-        }
-        if result.is_some() {
-            state.result = result;
-        }
-        if last_executed_node_id.is_some() {
-            state.last_executed_node_id = last_executed_node_id;
-        }
-        if payload_extension.is_some() {
-            self.turn.options.payload_extension = payload_extension;
-        }
-        if title.is_some() {
-            self.turn.options.title = title;
-        }
-        if let Some(source) = source {
-            self.summary.source = source;
-        }
-        self.turn.details.update(details);
-        // Only a paused turn keeps its pending requests.
-        if state.status != Status::Paused {
-            self.turn.details.hitl_request = None;
-            self.turn.details.pending_eca_request = None;
-        }
-        self.sync_summary(now);
-    }
-
-    /// Stops the latest turn on a person's behalf. Returns false, and changes nothing, if the turn
-    /// has already ended.
-    pub fn stop(&mut self, now: DateTime<Utc>) -> bool {
-        if self.turn.state.status.is_terminal() {
-            return false;
-        }
-        self.turn.state.set_status(Status::Stopped, now);
-        self.turn.state.is_manually_stopped = true;
-        self.sync_summary(now);
-        true
-    }
-
     /// The task with an earlier state of its latest turn.
     #[must_use]
     pub fn with_turn_state(mut self, state: TurnState) -> Self {
@@ -256,94 +188,27 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_empty_report_changes_only_the_time() {
-        let before = task();
-        let mut after = before.clone();
-        after.apply(Report::default(), at(9));
-        assert_eq!(after.summary.updated_at, at(9));
-        after.summary.updated_at = at(5);
-        assert_eq!(after, before);
-    }
-
-    #[test]
-    fn a_report_sets_every_field_that_it_has() {
-        let mut after = task();
-        let report = Report {
-            status: Some(Status::Completed),
-            internal_status: Some(short("own 2")),
-            result: Some("result 2".to_owned()),
-            last_executed_node_id: Some("node 2".to_owned()),
-            source: Some(short("sdk")),
-            title: Some("title 2".to_owned()),
-            payload_extension: object("payload 2"),
-            details: TurnDetails { tokens: object("tokens 2"), ..TurnDetails::default() },
+    fn only_a_report_that_names_an_ended_turn_can_contradict_it() {
+        let about = |turn, status, result: Option<&str>| Report {
+            turn,
+            status,
+            result: result.map(str::to_owned),
+            ..Report::default()
         };
-        after.apply(report, at(9));
-        let mut wanted = task();
-        wanted.summary.organization_id = after.summary.organization_id;
-        wanted.summary.status = Status::Completed;
-        wanted.summary.internal_status = Some(short("own 2"));
-        wanted.summary.result = Some("result 2".to_owned());
-        wanted.summary.source = short("sdk");
-        wanted.summary.title = Some("title 2".to_owned());
-        wanted.summary.updated_at = at(9);
-        wanted.turn.state.status = Status::Completed;
-        wanted.turn.state.internal_status = Some(short("own 2"));
-        wanted.turn.state.result = Some("result 2".to_owned());
-        wanted.turn.state.last_executed_node_id = Some("node 2".to_owned());
-        wanted.turn.state.finished_at = Some(at(9));
-        wanted.turn.options.title = Some("title 2".to_owned());
-        wanted.turn.options.payload_extension = object("payload 2");
-        wanted.turn.details.tokens = object("tokens 2");
-        wanted.turn.details.hitl_request = None;
-        wanted.turn.details.pending_eca_request = None;
-        assert_eq!(after, wanted);
-    }
-
-    #[test]
-    fn only_a_paused_turn_keeps_its_pending_requests() {
-        for status in [Status::Pending, Status::Executing, Status::Failed, Status::Paused] {
-            let mut task = task();
-            let details = TurnDetails { hitl_request: object("late"), ..TurnDetails::default() };
-            let report = Report { status: Some(status), details, ..Report::default() };
-            task.apply(report, at(9));
-            let is_paused = status == Status::Paused;
-            assert_eq!(task.turn.details.hitl_request.is_some(), is_paused, "{status:?}");
-            assert_eq!(task.turn.details.pending_eca_request.is_some(), is_paused, "{status:?}");
-            assert!(task.turn.details.deep_planning.is_some(), "{status:?}");
+        let ended = TurnState::ended(Status::Completed, Some("result".to_owned()), at(1));
+        let runs = TurnState::pending();
+        for (turn, state, status, keeps_result, expected) in [
+            (Some(1), &ended, Some(Status::Failed), true, true),
+            (Some(1), &ended, Some(Status::Executing), true, true),
+            (Some(1), &ended, None, false, true),
+            (Some(1), &ended, Some(Status::Completed), true, false),
+            (Some(1), &ended, None, true, false),
+            (Some(1), &runs, Some(Status::Failed), false, false),
+            (None, &ended, Some(Status::Failed), false, false),
+        ] {
+            let report = about(turn, status, Some("said"));
+            assert_eq!(report.contradicts(state, keeps_result), expected, "{turn:?} {status:?}");
         }
-    }
-
-    #[test]
-    fn the_update_time_never_goes_back() {
-        let mut task = task();
-        task.apply(Report { status: Some(Status::Executing), ..Report::default() }, at(3));
-        assert_eq!(task.summary.updated_at, at(5));
-        assert!(task.stop(at(4)));
-        assert_eq!(task.summary.updated_at, at(5));
-    }
-
-    #[test]
-    fn a_second_stop_changes_nothing() {
-        let mut task = task();
-        assert!(task.stop(at(6)));
-        assert_eq!(task.summary.status, Status::Stopped);
-        assert_eq!(task.summary.updated_at, at(6));
-        assert_eq!(task.turn.state.finished_at, Some(at(6)));
-        assert!(task.turn.state.is_manually_stopped);
-        let stopped = task.clone();
-        assert!(!task.stop(at(7)));
-        assert_eq!(task, stopped);
-    }
-
-    #[test]
-    fn a_stop_leaves_a_turn_that_has_ended() {
-        for status in [Status::Error, Status::Failed, Status::Completed] {
-            let mut task = task();
-            task.apply(Report { status: Some(status), ..Report::default() }, at(6));
-            let ended = task.clone();
-            assert!(!task.stop(at(7)), "{status:?}");
-            assert_eq!(task, ended);
-        }
+        assert!(!about(Some(1), None, None).contradicts(&ended, false), "it says no result");
     }
 }

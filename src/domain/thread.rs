@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Input, TaskId};
+use super::{Event, Input, TaskId};
 
 /// The author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,50 +20,48 @@ pub struct Message {
     pub id: String,
     /// Its author.
     pub role: Role,
+    /// The turn's number.
+    pub turn: i32,
     /// Its text.
     pub text: String,
-    /// The turn's input, if the user is the author.
+    /// The rest of the turn's input, without its text, if the user is the author.
     pub input: Option<Input>,
     /// When it was recorded.
     pub created_at: DateTime<Utc>,
 }
 
-/// The part of a turn that a thread shows.
+/// One entry of a thread.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ThreadTurn {
-    /// The task.
-    pub task_id: TaskId,
-    /// The turn's number.
-    pub turn: i32,
-    /// The input.
-    pub input: Input,
-    /// The result, if there is one yet.
-    pub result: Option<String>,
-    /// When the turn was recorded.
-    pub created_at: DateTime<Utc>,
-    /// When the turn ended. If it has not ended: the latest of its other times.
-    pub answered_at: DateTime<Utc>,
+pub enum ThreadEntry {
+    /// A message.
+    Message(Box<Message>),
+    /// An event that a runner pushed.
+    Event(Event),
 }
 
-impl ThreadTurn {
-    /// The user's message, and the agent's message if there is a result.
-    pub fn messages(self) -> impl Iterator<Item = Message> {
-        let Self { task_id, turn, input, result, created_at, answered_at } = self;
-        let user = Message {
-            id: format!("{task_id}_user_{turn}"),
+impl Message {
+    /// The user's message of a turn.
+    pub fn question(task: &TaskId, turn: i32, mut input: Input, created_at: DateTime<Utc>) -> Self {
+        Self {
+            id: format!("{task}_user_{turn}"),
             role: Role::User,
-            text: input.text.clone().unwrap_or_default(),
+            turn,
+            text: input.text.take().unwrap_or_default(),
             input: Some(input),
             created_at,
-        };
-        let agent = result.map(|text| Message {
-            id: format!("{task_id}_agent_{turn}"),
+        }
+    }
+
+    /// The agent's message of a turn that has a result.
+    pub fn answer(task: &TaskId, turn: i32, result: String, created_at: DateTime<Utc>) -> Self {
+        Self {
+            id: format!("{task}_agent_{turn}"),
             role: Role::Agent,
-            text,
+            turn,
+            text: result,
             input: None,
-            created_at: answered_at,
-        });
-        std::iter::once(user).chain(agent)
+            created_at,
+        }
     }
 }
 
@@ -72,46 +70,26 @@ mod tests {
     use super::*;
     use crate::domain::task::tests::{at, task};
 
-    fn turn(text: Option<&str>, result: Option<&str>) -> ThreadTurn {
-        let mut input = task().turn.input;
-        input.text = text.map(str::to_owned);
-        ThreadTurn {
-            task_id: TaskId::parse("task").expect("an id"),
-            turn: 3,
-            input,
-            result: result.map(str::to_owned),
-            created_at: at(1),
-            answered_at: at(2),
-        }
+    fn id() -> TaskId {
+        TaskId::parse("task").expect("an id")
     }
 
     #[test]
-    fn a_turn_is_a_message_of_the_user_and_one_of_the_agent() {
-        let turn = turn(Some("input"), Some("result"));
-        let input = turn.input.clone();
-        let messages: Vec<_> = turn.messages().collect();
-        let user = Message {
-            id: "task_user_3".to_owned(),
-            role: Role::User,
-            text: "input".to_owned(),
-            input: Some(input),
-            created_at: at(1),
-        };
-        let agent = Message {
-            id: "task_agent_3".to_owned(),
-            role: Role::Agent,
-            text: "result".to_owned(),
-            input: None,
-            created_at: at(2),
-        };
-        assert_eq!(messages, [user, agent]);
+    fn a_question_has_the_text_of_the_input_once() {
+        let input = task().turn.input;
+        let question = Message::question(&id(), 3, input.clone(), at(1));
+        assert_eq!((question.id.as_str(), question.role), ("task_user_3", Role::User));
+        assert_eq!((question.text.as_str(), question.created_at), ("input", at(1)));
+        assert_eq!(question.input, Some(Input { text: None, ..input.clone() }));
+        let silent = Message::question(&id(), 3, Input { text: None, ..input }, at(1));
+        assert_eq!(silent.text, "");
     }
 
     #[test]
-    fn the_agent_has_no_message_before_its_result() {
-        let messages: Vec<_> = turn(None, None).messages().collect();
-        let [message] = messages.as_slice() else { panic!("{messages:?}") };
-        assert_eq!((message.role, message.text.as_str()), (Role::User, ""));
-        assert_eq!(turn(None, Some("")).messages().count(), 2, "an empty result is a result");
+    fn an_answer_has_the_result() {
+        let answer = Message::answer(&id(), 3, "result".to_owned(), at(2));
+        assert_eq!((answer.id.as_str(), answer.role), ("task_agent_3", Role::Agent));
+        assert_eq!((answer.text.as_str(), answer.created_at), ("result", at(2)));
+        assert_eq!(answer.input, None);
     }
 }

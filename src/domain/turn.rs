@@ -100,6 +100,23 @@ impl TurnState {
         }
     }
 
+    /// The state of a new turn that has already ended.
+    pub fn ended(status: Status, result: Option<String>, now: DateTime<Utc>) -> Self {
+        let mut state = Self { result, ..Self::pending() };
+        state.set_status(status, now);
+        state
+    }
+
+    /// Stops the turn on a person's behalf. Returns false, and changes nothing, if it has ended.
+    pub fn stop(&mut self, now: DateTime<Utc>) -> bool {
+        if self.status.is_terminal() {
+            return false;
+        }
+        self.set_status(Status::Stopped, now);
+        self.is_manually_stopped = true;
+        true
+    }
+
     /// Changes the status and its times. Any status may follow any other.
     ///
     /// The same status again changes nothing, so a repeated report keeps the first report's times.
@@ -124,6 +141,8 @@ impl TurnState {
 }
 
 /// What runners report about a turn in addition to its state. Kept as received.
+///
+/// The statement that merges a report into the stored JSON knows the names of the two requests.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TurnDetails {
@@ -147,24 +166,15 @@ pub struct TurnDetails {
     pub deep_planning: Option<Map<String, Value>>,
 }
 
-impl TurnDetails {
-    /// Applies a later report. Fields that are `None` in it stay unchanged.
-    pub fn update(&mut self, later: Self) {
-        let TurnDetails {
-            tokens,
-            duration,
-            used_tools,
-            hitl_request,
-            pending_eca_request,
-            deep_planning,
-        } = later;
-        self.tokens = tokens.or(self.tokens.take());
-        self.duration = duration.or(self.duration);
-        self.used_tools = used_tools.or(self.used_tools.take());
-        self.hitl_request = hitl_request.or(self.hitl_request.take());
-        self.pending_eca_request = pending_eca_request.or(self.pending_eca_request.take());
-        self.deep_planning = deep_planning.or(self.deep_planning.take());
-    }
+/// The outcome of a turn that ran elsewhere and is recorded when it has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TurnOutcome {
+    /// How it ended.
+    pub status: Status,
+    /// Its result, or the error's text.
+    pub result: Option<String>,
+    /// Token usage, duration and so on.
+    pub details: TurnDetails,
 }
 
 #[cfg(test)]
@@ -244,28 +254,24 @@ mod tests {
     }
 
     #[test]
-    fn details_that_a_report_leaves_out_stay() {
-        let object = |name: &str| Some(Map::from_iter([(name.to_owned(), Value::Null)]));
-        let first = TurnDetails {
-            tokens: object("tokens"),
-            duration: Some(1.0),
-            used_tools: Some(vec!["search".to_owned()]),
-            hitl_request: object("hitl"),
-            pending_eca_request: object("eca"),
-            deep_planning: object("plan"),
-        };
-        let mut details = first.clone();
-        details.update(TurnDetails::default());
-        assert_eq!(details, first);
-        let second = TurnDetails {
-            tokens: object("tokens 2"),
-            duration: Some(2.0),
-            used_tools: Some(Vec::new()),
-            hitl_request: object("hitl 2"),
-            pending_eca_request: object("eca 2"),
-            deep_planning: object("plan 2"),
-        };
-        details.update(second.clone());
-        assert_eq!(details, second);
+    fn a_second_stop_changes_nothing() {
+        let mut state = TurnState::pending();
+        assert!(state.stop(at(6)));
+        assert_eq!((state.status, state.finished_at), (Status::Stopped, Some(at(6))));
+        assert!(state.is_manually_stopped);
+        let stopped = state.clone();
+        assert!(!state.stop(at(7)));
+        assert_eq!(state, stopped);
+    }
+
+    #[test]
+    fn a_stop_leaves_a_turn_that_has_ended() {
+        for status in [Status::Error, Status::Failed, Status::Completed] {
+            let mut state = TurnState::ended(status, Some("result".to_owned()), at(6));
+            assert_eq!((state.status, state.finished_at), (status, Some(at(6))));
+            let ended = state.clone();
+            assert!(!state.stop(at(7)), "{status:?}");
+            assert_eq!(state, ended);
+        }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::error::EmbeddedError;
+use super::process;
 
 /// The programs of one PostgreSQL installation.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Binaries {
         if !initdb.exists() {
             return None;
         }
-        let output = Command::new(&postgres).arg("--version").output().ok()?;
+        let output = process::in_clean_environment(&postgres).arg("--version").output().ok()?;
         let major = parse_major(&String::from_utf8_lossy(&output.stdout))?;
         Some(Self { directory, postgres, initdb, major })
     }

@@ -1,45 +1,81 @@
 //! The data directory and its database cluster: creation, the file lock, and `initdb`.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::binaries::Binaries;
 use super::error::{EmbeddedError, io_error_at};
+use super::files;
 use super::process::{self, POLL_INTERVAL};
+use super::trust::{Resolved, Trust};
 use super::user::RunAs;
 
 /// How long a start waits for the lock. A service that was just killed may still hold it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Maximum length of the path of the data directory, in bytes. PostgreSQL cuts paths off at 1023
+/// bytes, and the names of its files below the directory take up to a hundred.
+const MAX_PATH_BYTES: usize = 900;
+
 /// Name of the database superuser, which is the only database user.
 pub(super) const SUPERUSER: &str = "postgres";
 
-/// Creates the data directory if it is missing, and returns its canonical path.
-pub(super) fn prepare_directory(directory: &Path) -> Result<PathBuf, EmbeddedError> {
-    if !directory.exists() {
-        DirBuilder::new().recursive(true).create(directory).map_err(io_error_at(directory))?;
-        // Independent of the umask: the server may run as another user, which must be able to
-        // enter.
-        fs::set_permissions(directory, Permissions::from_mode(0o755))
-            .map_err(io_error_at(directory))?;
+/// Creates the data directory if it is missing. Returns its canonical path and the user that runs
+/// the server.
+pub(super) fn prepare_directory(
+    directory: &Path,
+    trust: &Trust,
+) -> Result<(PathBuf, RunAs), EmbeddedError> {
+    let Resolved { existing: mut path, missing } = trust.resolve(directory)?;
+    let complete = path.join(missing.iter().collect::<PathBuf>());
+    check_name(&complete)?;
+    let data = complete.join("data");
+    check_link(&data, trust)?;
+    let run_as = RunAs::choose(&data)?;
+    if let Some((last, ancestors)) = missing.split_last() {
+        for name in ancestors {
+            path.push(name);
+            files::create_directory(&path, 0o755, None)?;
+        }
+        path.push(last);
+        run_as.create_data_directory(&path)?;
+        // Another process may have made one of them meanwhile.
+        trust.resolve(&path)?;
     }
-    fs::canonicalize(directory).map_err(io_error_at(directory))
+    trust.check_private(&path)?;
+    Ok((path, run_as))
+}
+
+/// Checks that the programs of PostgreSQL can use the path.
+fn check_name(path: &Path) -> Result<(), EmbeddedError> {
+    let bytes = path.as_os_str().as_bytes();
+    // initdb refuses line breaks, and `postmaster.pid` has a path on a line.
+    let reason = if bytes.iter().any(u8::is_ascii_control) {
+        "the path has a line break or another control character"
+    } else if bytes.len() > MAX_PATH_BYTES {
+        "the path is too long"
+    } else {
+        return Ok(());
+    };
+    Err(EmbeddedError::UnusableName(path.to_owned(), reason))
+}
+
+/// The cluster may be on another disk, behind a link of a trusted user.
+fn check_link(data: &Path, trust: &Trust) -> Result<(), EmbeddedError> {
+    match fs::symlink_metadata(data) {
+        Ok(metadata) if metadata.is_symlink() => trust.check_owner(data, &metadata),
+        _ => Ok(()),
+    }
 }
 
 /// Locks the data directory. The lock is held until the returned file is closed.
-pub(super) async fn lock(directory: &Path) -> Result<File, EmbeddedError> {
+pub(super) async fn lock(directory: &Path, trust: &Trust) -> Result<File, EmbeddedError> {
     let path = directory.join("lock");
     // Only the owner has access, because every user that can open a file can lock it.
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io_error_at(&path))?;
+    let file = files::open_private(&path, trust)?;
     let started = Instant::now();
     loop {
         match file.try_lock() {
@@ -58,13 +94,14 @@ pub(super) async fn lock(directory: &Path) -> Result<File, EmbeddedError> {
 /// The major version of the PostgreSQL that created the cluster. `None` if there is no cluster.
 pub(super) fn cluster_major(data: &Path) -> Result<Option<u32>, EmbeddedError> {
     let path = data.join("PG_VERSION");
-    match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map(Some).map_err(|_| {
-            io_error_at(&path)(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("`{}` is not a version", text.trim()),
-            ))
-        }),
+    match files::read_small(&path) {
+        Ok(bytes) => {
+            let version =
+                std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+            // The content is not shown: it may come from another file.
+            let no_version = || io::Error::new(io::ErrorKind::InvalidData, "it has no version");
+            version.map(Some).ok_or_else(|| io_error_at(&path)(no_version()))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io_error_at(&path)(error)),
     }
@@ -84,11 +121,7 @@ pub(super) async fn create_cluster(
         version = binaries.major,
         "creating a database cluster"
     );
-    for entry in fs::read_dir(directory).map_err(io_error_at(directory))?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("data.new.") {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
+    remove_unfinished(directory)?;
     // The name is unique. The initdb of a killed start may still run and write to its own
     // directory.
     let unfinished = directory.join(format!("data.new.{}", uuid::Uuid::new_v4()));
@@ -106,6 +139,18 @@ pub(super) async fn create_cluster(
         return Err(EmbeddedError::Program { program: "initdb", detail });
     }
     fs::rename(&unfinished, data).map_err(io_error_at(data))?;
+    // An initdb that was still running has ended by now, and may have written once more.
+    remove_unfinished(directory)?;
     // The new name must be on disk before the service acknowledges any data below it.
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error_at(directory))
+}
+
+/// Removes what starts have left that were killed while they made the cluster.
+fn remove_unfinished(directory: &Path) -> Result<(), EmbeddedError> {
+    for entry in fs::read_dir(directory).map_err(io_error_at(directory))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("data.new.") {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
 }

@@ -45,6 +45,61 @@ pub enum EmbeddedError {
         /// The directory, or the ancestor of it, that the user cannot enter.
         blocked: PathBuf,
     },
+    /// Another user owns a directory or a file, and could exchange the data.
+    #[error(
+        "{path} belongs to the user {owner}, who could exchange the data; with --data-dir, choose \
+         a directory of your own, or take this one over with `chown`"
+    )]
+    OtherOwner {
+        /// The directory, an ancestor of it, or a file in it.
+        path: PathBuf,
+        /// The name of its owner.
+        owner: String,
+    },
+    /// Other users can write to a directory.
+    #[error(
+        "other users can write to {0} and could exchange the data; run `chmod go-w {0}`, or choose \
+         another directory with --data-dir"
+    )]
+    WritableByOthers(PathBuf),
+    /// A directory of the server belongs to another user.
+    #[error(
+        "{path} belongs to the user {owner}, but PostgreSQL runs as {user}; run \
+         `chown -R {user} {path}`, or choose another directory with --data-dir"
+    )]
+    NotOfServer {
+        /// The directory.
+        path: PathBuf,
+        /// The name of its owner.
+        owner: String,
+        /// The user that runs the server.
+        user: String,
+    },
+    /// A symbolic link or a special file is where the server needs a directory or a file.
+    #[error(
+        "{0} is a symbolic link or a special file, which is not used; remove it, or choose another \
+         directory with --data-dir"
+    )]
+    NotOrdinary(PathBuf),
+    /// PostgreSQL cannot use the name of the directory.
+    #[error("PostgreSQL cannot use {0:?}: {1}; choose another directory with --data-dir")]
+    UnusableName(PathBuf, &'static str),
+    /// The path of the socket is too long or has a comma, and no other directory can be used.
+    #[error(
+        "{0} cannot hold a socket, because the path is too long or has a comma, and neither TMPDIR \
+         nor /tmp can be used instead; choose another directory with --data-dir"
+    )]
+    NoSocketDirectory(PathBuf),
+    /// The server ended again and again.
+    #[error("PostgreSQL ended too often ({limit} restarts in {window:?}), the last time: {last}")]
+    KeepsEnding {
+        /// Maximum number of restarts.
+        limit: usize,
+        /// The time in which they are counted.
+        window: std::time::Duration,
+        /// How it ended, or why it could not be started.
+        last: String,
+    },
     /// No user can run the server.
     #[error(
         "PostgreSQL needs a user that has a name and is not root: {0}; run task-history as an \

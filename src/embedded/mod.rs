@@ -5,14 +5,18 @@
 //!   lock           file lock, held while a service uses the directory; the operating system
 //!                  releases it however the service ends
 //!   data/          the cluster; data.new.… while initdb creates it
-//!   run/           the directory of the server's socket, accessible to the server's user only
-//!   postgres.log   the server's log
+//!   run/           the directory of the server's socket
+//!   postgres.log   the server's log; postgres.log.1 is the part before
 //! ```
 //!
-//! The server is durable (fsync, checksums) and listens on its Unix socket only. It stops with the
-//! service:
+//! Each of them is accessible to its owner only: to the server's user (`data`, `run`), or to the
+//! user of the service. The service trusts no path that another user could change (`trust.rs`).
+//!
+//! The server is durable (fsync, checksums) and listens on its Unix socket only. It lives as long
+//! as the service:
 //!
 //! - [`Embedded::stop`] requests a shutdown.
+//! - [`Embedded::keep_running`] starts it again if it ends by itself.
 //! - If the service is killed, the kernel signals the server (Linux).
 //! - If the server still runs after that, the next start finds it and stops it.
 //!
@@ -22,24 +26,27 @@
 mod binaries;
 mod cluster;
 mod error;
+mod files;
+mod log;
 mod process;
 mod server;
+mod socket;
+mod supervision;
+mod trust;
 mod user;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
-
-use nix::sys::signal::Signal;
-use tokio::process::Child;
 
 use binaries::Binaries;
 use cluster::SUPERUSER;
 pub use error::EmbeddedError;
-use process::{PidFile, SHUTDOWN_SEQUENCE};
+use log::Log;
+use process::{PidFile, Process};
 use server::Server;
-use user::RunAs;
+use socket::SocketDirectory;
+use trust::Trust;
 
 /// How to run the server.
 #[derive(Debug, Clone)]
@@ -56,10 +63,10 @@ pub struct EmbeddedOptions {
 /// wait.
 #[derive(Debug)]
 pub struct Embedded {
-    child: Child,
-    socket_directory: PathBuf,
-    /// Whether the socket directory is outside the data directory and must be removed at the end.
-    short_directory: bool,
+    server: Server,
+    socket: SocketDirectory,
+    /// `None` after a start that failed.
+    process: Option<Process>,
     /// Locked while this value exists.
     _lock: File,
 }
@@ -71,11 +78,11 @@ impl Embedded {
     /// The calling thread must live as long as the server is needed. On Linux the kernel stops the
     /// server when the thread that started it ends.
     pub async fn start(options: &EmbeddedOptions) -> Result<Self, EmbeddedError> {
-        let directory = cluster::prepare_directory(&options.directory)?;
-        let lock = cluster::lock(&directory).await?;
-        let data = directory.join("data");
-        let run_as = RunAs::choose(&data)?;
+        let trust = Trust::of_this_process();
+        let (directory, run_as) = cluster::prepare_directory(&options.directory, &trust)?;
+        let lock = cluster::lock(&directory, &trust).await?;
         run_as.check_reaches(&directory)?;
+        let data = directory.join("data");
         let cluster_major = cluster::cluster_major(&data)?;
         let binaries = Binaries::find(options.binaries.as_deref(), cluster_major)?;
         if let Some(cluster) = cluster_major
@@ -88,67 +95,68 @@ impl Embedded {
                 binaries: binaries.major,
             });
         }
+        let durable = options.durable;
         if !data.exists() {
-            cluster::create_cluster(&directory, &data, &binaries, &run_as, options.durable).await?;
+            cluster::create_cluster(&directory, &data, &binaries, &run_as, durable).await?;
         }
-        let server =
-            Server { directory: &directory, data: &data, binaries: &binaries, run_as: &run_as };
-        server.clear_remnants().await?;
-        let (socket_directory, short_directory) = server.prepare_socket_directory()?;
-        let child = server.start(&socket_directory, options.durable).await?;
-        Ok(Self { child, socket_directory, short_directory, _lock: lock })
+        let log = Log::open(&directory, trust.clone())?;
+        let socket = SocketDirectory::choose(&directory, &run_as, &trust)?;
+        let server = Server { directory, data, binaries, run_as, trust, log, durable };
+        let mut embedded = Self { server, socket, process: None, _lock: lock };
+        if let Err(error) = embedded.restart().await {
+            embedded.socket.remove();
+            return Err(error);
+        }
+        Ok(embedded)
     }
 
     /// The URL of a database on this server.
     pub fn database_url(&self, database: &str) -> String {
-        database_url(&self.socket_directory, database)
+        database_url(self.socket.path(), database)
     }
 
-    /// Returns when the server ends without a call to [`Embedded::stop`].
-    pub async fn exited(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait().await
+    /// The directory of the server's socket.
+    pub fn socket_directory(&self) -> &Path {
+        self.socket.path()
     }
 
     /// Stops the server and waits until it ends. Closes all connections and keeps all committed
     /// data.
-    pub async fn stop(mut self) -> io::Result<ExitStatus> {
-        for (signal, timeout) in SHUTDOWN_SEQUENCE {
-            self.signal(signal);
-            if let Ok(status) = tokio::time::timeout(timeout, self.child.wait()).await {
-                self.remove_short_directory();
-                return status;
-            }
+    pub async fn stop(mut self) -> io::Result<()> {
+        if let Some(process) = &mut self.process {
+            process.stop().await?;
         }
-        self.child.start_kill()?;
-        let status = self.child.wait().await;
-        self.remove_short_directory();
-        status
+        self.socket.remove();
+        Ok(())
     }
 
-    fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            // A child keeps its process id until it is waited for, so no other process has this id.
-            let _ = process::send(pid, signal);
+    /// Returns how the server ended by itself.
+    async fn exited(&mut self) -> String {
+        match &mut self.process {
+            Some(process) => match process.wait().await {
+                Ok(status) => status.to_string(),
+                Err(error) => error.to_string(),
+            },
+            None => "it was not started".to_owned(),
         }
     }
 
-    fn remove_short_directory(&self) {
-        if self.short_directory {
-            let _ = fs::remove_dir_all(&self.socket_directory);
-        }
-    }
-}
-
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        self.signal(Signal::SIGINT);
+    /// Starts the server, which does not run, in the same directories. Its URL stays the same.
+    async fn restart(&mut self) -> Result<(), EmbeddedError> {
+        self.server.clear_remnants().await?;
+        self.socket.create(&self.server.run_as)?;
+        self.server.start(self.socket.path(), &mut self.process).await
     }
 }
 
 /// The URL of a database on the server that another process runs in `directory`. `None` if no
 /// server runs there.
 pub fn running_database_url(directory: &Path, database: &str) -> Option<String> {
-    let data = fs::canonicalize(directory).ok()?.join("data");
+    let resolved = Trust::of_this_process().resolve(directory).ok()?;
+    if !resolved.missing.is_empty() {
+        return None;
+    }
+    let data = resolved.existing.join("data");
     let file = PidFile::read(&data)?;
     let alive = file.is_ready && process::is_postgres(file.pid, &data);
     alive.then(|| database_url(&file.socket_directory, database))

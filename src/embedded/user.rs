@@ -1,15 +1,17 @@
 //! The operating system user that runs the server, and its access to the data directory.
 
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use nix::unistd::{Gid, Uid, User};
 
 use super::error::{EmbeddedError, io_error_at};
+use super::files;
+use super::trust::server_user;
 
 /// The user that runs the server.
+#[derive(Debug)]
 pub(super) struct RunAs {
     name: String,
     uid: Uid,
@@ -20,27 +22,36 @@ pub(super) struct RunAs {
 
 impl RunAs {
     /// The user for a cluster. If the service runs as root: the owner of the cluster, or `postgres`
-    /// or `nobody` for a new cluster. Otherwise: the user of the service.
+    /// for a new cluster. Otherwise: the user of the service.
     pub(super) fn choose(data: &Path) -> Result<Self, EmbeddedError> {
         let uid = Uid::effective();
-        let lookup = |result: nix::Result<Option<User>>| result.ok().flatten();
-        if !uid.is_root() {
-            let user = lookup(User::from_uid(uid)).ok_or_else(|| {
+        let named = |uid: Uid| {
+            let user = User::from_uid(uid).ok().flatten();
+            user.ok_or_else(|| {
                 EmbeddedError::NoUser(format!("the user id {uid} has no name on this machine"))
-            })?;
+            })
+        };
+        if !uid.is_root() {
+            let user = named(uid)?;
             return Ok(Self { name: user.name, uid, gid: user.gid, switch: false });
         }
-        let owner = fs::metadata(data)
-            .ok()
-            .and_then(|data| lookup(User::from_uid(Uid::from_raw(data.uid()))));
-        let user = owner.or_else(|| {
-            ["postgres", "nobody"].into_iter().find_map(|name| lookup(User::from_name(name)))
-        });
-        let user = user.filter(|user| !user.uid.is_root()).ok_or_else(|| {
-            EmbeddedError::NoUser(
-                "this machine has neither a user `postgres` nor a user `nobody`".to_owned(),
-            )
-        })?;
+        let user = match fs::metadata(data) {
+            Ok(data) => named(Uid::from_raw(data.uid()))?,
+            Err(_) => server_user().ok_or_else(|| {
+                EmbeddedError::NoUser(
+                    "this machine has no user `postgres`, which `useradd --system postgres` creates"
+                        .to_owned(),
+                )
+            })?,
+        };
+        if user.uid.is_root() || user.name == "nobody" {
+            let data = data.display();
+            return Err(EmbeddedError::NoUser(format!(
+                "the database in {data} belongs to `{}`; give it to a user that no other program \
+                 uses, for example with `chown -R postgres {data}`",
+                user.name
+            )));
+        }
         Ok(Self { name: user.name, uid: user.uid, gid: user.gid, switch: true })
     }
 
@@ -74,20 +85,20 @@ impl RunAs {
         Ok(())
     }
 
-    /// Creates a directory that only the server's user can access. It may exist already.
-    pub(super) fn create_directory(&self, path: &Path) -> Result<(), EmbeddedError> {
-        match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(io_error_at(path))?,
-        }
-        self.own(path)
+    /// Creates the data directory. Besides the user of this process, only the server's user can
+    /// enter it.
+    pub(super) fn create_data_directory(&self, path: &Path) -> Result<(), EmbeddedError> {
+        let mode = if self.switch { 0o710 } else { 0o700 };
+        files::create_directory(path, mode, self.switch.then_some(self.gid))
     }
 
-    fn own(&self, path: &Path) -> Result<(), EmbeddedError> {
-        if self.switch {
-            std::os::unix::fs::chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
-                .map_err(io_error_at(path))?;
-        }
-        Ok(())
+    /// Creates a directory that only the server's user can access. It may exist already.
+    pub(super) fn create_directory(&self, path: &Path) -> Result<(), EmbeddedError> {
+        files::create_or_accept_directory(path, self.uid, self.switch.then_some(self.gid))
+    }
+
+    /// Whether the user owns this.
+    pub(super) fn owns(&self, metadata: &Metadata) -> bool {
+        metadata.uid() == self.uid.as_raw()
     }
 }

@@ -3,28 +3,28 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::PgConnection;
+use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use super::organizations::ensure_organization;
+use super::pool::Transaction;
 use super::{Store, StoreError};
 use crate::domain::{ApiKeySecret, KeyDigest, OrganizationId, Principal, uuid_v7};
-
-/// The organization that the first start creates.
-const DEFAULT_ORGANIZATION: &str = "default";
 
 /// Resolution of `last_used_at`. Updating it at each request would turn every read into a write.
 const LAST_USED_RESOLUTION: TimeDelta = TimeDelta::minutes(1);
 
-/// Most valid keys in the cache.
+/// Most valid keys in the cache, and most others.
 const MAX_CACHED_KEYS: usize = 10_000;
 
-/// The valid keys that were looked up less than `ttl` ago.
+/// The keys that were looked up less than `ttl` ago.
 ///
 /// Looking a key up for each request would cost as much as the request itself. A key that another
-/// process revokes may keep working for up to `ttl`.
+/// process revokes may keep working for up to `ttl`, and one that it creates may be refused.
 pub(super) struct KeyCache {
-    keys: quick_cache::sync::Cache<KeyDigest, CachedKey>,
+    valid: Cache<KeyDigest, CachedKey>,
+    /// The keys that were not valid, and when they were looked up.
+    invalid: Cache<KeyDigest, Instant>,
     ttl: Duration,
 }
 
@@ -37,14 +37,28 @@ struct CachedKey {
 
 impl KeyCache {
     pub(super) fn new(ttl: Duration) -> Self {
-        Self { keys: quick_cache::sync::Cache::new(MAX_CACHED_KEYS), ttl }
+        Self { valid: Cache::new(MAX_CACHED_KEYS), invalid: Cache::new(MAX_CACHED_KEYS), ttl }
     }
 
     fn get(&self, digest: &KeyDigest, now: DateTime<Utc>) -> Option<Principal> {
-        let key = self.keys.get(digest)?;
+        let key = self.valid.get(digest)?;
         let is_current =
             key.read_at.elapsed() < self.ttl && key.expires_at.is_none_or(|at| at > now);
         is_current.then_some(key.principal)
+    }
+
+    fn is_invalid(&self, digest: &KeyDigest) -> bool {
+        self.invalid.get(digest).is_some_and(|read_at| read_at.elapsed() < self.ttl)
+    }
+
+    /// Keys were created.
+    pub(super) fn forget_invalid(&self) {
+        self.invalid.clear();
+    }
+
+    /// Keys were revoked.
+    pub(super) fn forget_valid(&self) {
+        self.valid.clear();
     }
 }
 
@@ -95,19 +109,6 @@ pub struct CreatedApiKey {
     pub organization_is_new: bool,
 }
 
-/// What [`Store::bootstrap`] did.
-#[derive(Debug)]
-pub enum Bootstrap {
-    /// It created the organization and a key for it. The key cannot be read again.
-    Created(ApiKeySecret),
-    /// It stored the given key.
-    Adopted,
-    /// Organization and key existed.
-    Unchanged,
-    /// The given key is revoked, has expired, or belongs to another organization.
-    Unusable,
-}
-
 /// What revoking a key found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyRevocation {
@@ -123,7 +124,7 @@ impl Store {
     /// The owner of a key, or `None` if the key is unknown, revoked or expired.
     ///
     /// This is the only way to an [`OrganizationId`] for a request, and the only statement of a
-    /// request that cannot name one. A valid key is cached for a moment.
+    /// request that cannot name one. The answer is cached for a moment.
     pub async fn authenticate(
         &self,
         digest: KeyDigest,
@@ -131,6 +132,9 @@ impl Store {
     ) -> Result<Option<Principal>, StoreError> {
         if let Some(principal) = self.keys.get(&digest, now) {
             return Ok(Some(principal));
+        }
+        if self.keys.is_invalid(&digest) {
+            return Ok(None);
         }
         let read_at = Instant::now();
         let key = sqlx::query!(
@@ -145,20 +149,30 @@ impl Store {
             digest.as_bytes(),
             now
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool.shared())
         .await?;
         let Some(key) = key else {
-            self.keys.keys.remove(&digest);
+            self.keys.valid.remove(&digest);
+            self.keys.invalid.insert(digest, read_at);
             return Ok(None);
         };
         if key.last_used_at.is_none_or(|last| now - last >= LAST_USED_RESOLUTION) {
             self.update_last_used(key.organization_id, key.id, now).await;
         }
-        let principal =
-            Principal { organization_id: key.organization_id, can_write: key.can_write };
+        let principal = Principal {
+            organization_id: key.organization_id,
+            key_id: key.id,
+            can_write: key.can_write,
+        };
         let cached = CachedKey { principal, expires_at: key.expires_at, read_at };
-        self.keys.keys.insert(digest, cached);
+        self.keys.valid.insert(digest, cached);
         Ok(Some(principal))
+    }
+
+    /// Whether this process knows a key: it was valid when it was last looked up, or it was looked
+    /// up a moment ago.
+    pub fn remembers_key(&self, digest: &KeyDigest) -> bool {
+        self.keys.valid.peek(digest).is_some() || self.keys.is_invalid(digest)
     }
 
     /// Best effort: a read-only server must still authenticate.
@@ -174,64 +188,11 @@ impl Store {
             now,
             now - LAST_USED_RESOLUTION
         )
-        .execute(&self.pool)
+        .execute(self.pool.shared())
         .await;
         if let Err(error) = updated {
             tracing::warn!(%error, "failed to update last_used_at");
         }
-    }
-
-    /// Ensures that the organization `default` exists and has a key: the given one, or at the first
-    /// start a new one. Does nothing if it has. Safe in several processes at once.
-    pub async fn bootstrap(
-        &self,
-        given: Option<&ApiKeySecret>,
-        now: DateTime<Utc>,
-    ) -> Result<Bootstrap, StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        let (organization, is_new) =
-            ensure_organization(&mut transaction, DEFAULT_ORGANIZATION, now).await?;
-        let new_key = |name: &str| NewApiKey {
-            organization: DEFAULT_ORGANIZATION.to_owned(),
-            name: name.to_owned(),
-            can_write: true,
-            expires_at: None,
-        };
-        let outcome = match given {
-            Some(key) => {
-                let new = new_key("bootstrap");
-                let adopted =
-                    insert_api_key(&mut transaction, organization, &new, key, now).await?;
-                let digest = KeyDigest::of(key.expose().as_bytes());
-                let is_valid = sqlx::query_scalar!(
-                    r#"
-                    SELECT organization_id = $1 AND revoked_at IS NULL
-                           AND (expires_at IS NULL OR expires_at > $3) AS "is_valid!"
-                    FROM api_keys
-                    WHERE digest = $2
-                    "#,
-                    organization as OrganizationId,
-                    digest.as_bytes(),
-                    now
-                )
-                .fetch_one(&mut *transaction)
-                .await?;
-                match (adopted, is_valid) {
-                    (Some(_), _) => Bootstrap::Adopted,
-                    (None, true) => Bootstrap::Unchanged,
-                    (None, false) => Bootstrap::Unusable,
-                }
-            }
-            None if is_new => {
-                let key = ApiKeySecret::generate();
-                let new = new_key("first start");
-                insert_api_key(&mut transaction, organization, &new, &key, now).await?;
-                Bootstrap::Created(key)
-            }
-            None => Bootstrap::Unchanged,
-        };
-        transaction.commit().await?;
-        Ok(outcome)
     }
 
     /// Creates a key.
@@ -240,7 +201,7 @@ impl Store {
         new: &NewApiKey,
         now: DateTime<Utc>,
     ) -> Result<CreatedApiKey, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool.shared().begin().await?;
         let (organization, organization_is_new) =
             ensure_organization(&mut transaction, &new.organization, now).await?;
         let secret = ApiKeySecret::generate();
@@ -248,6 +209,7 @@ impl Store {
             .await?
             .expect("a new random key differs from every other");
         transaction.commit().await?;
+        self.keys.forget_invalid();
         Ok(CreatedApiKey { id, secret, organization_is_new })
     }
 
@@ -263,7 +225,7 @@ impl Store {
             ORDER BY organization.name, key.created_at, key.id
             "#
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool.shared())
         .await?;
         Ok(keys)
     }
@@ -288,12 +250,12 @@ impl Store {
             id,
             now
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool.shared())
         .await?;
         Ok(match revoked_at {
             None => KeyRevocation::Unknown,
             Some(at) if at == now => {
-                self.keys.keys.clear();
+                self.keys.forget_valid();
                 KeyRevocation::Revoked
             }
             Some(_) => KeyRevocation::AlreadyRevoked,
@@ -302,8 +264,8 @@ impl Store {
 }
 
 /// Stores a key unless it is stored. Returns its id if it was not.
-async fn insert_api_key(
-    connection: &mut PgConnection,
+pub(super) async fn insert_api_key(
+    connection: &mut Transaction,
     organization: OrganizationId,
     new: &NewApiKey,
     secret: &ApiKeySecret,

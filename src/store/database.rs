@@ -41,9 +41,15 @@ impl DatabaseUrl {
         let millis = |duration: std::time::Duration| duration.as_millis().to_string();
         self.options.clone().options([
             ("statement_timeout", millis(limits.statement_timeout)),
+            ("lock_timeout", millis(limits.lock_timeout)),
             ("idle_in_transaction_session_timeout", millis(limits.idle_in_transaction_timeout)),
             // A server that waits for a lock does not notice otherwise that its client has gone.
             ("client_connection_check_interval", "1s".to_owned()),
+            // The server's side of a connection that says nothing: it ends, and with it its locks.
+            ("tcp_keepalives_idle", "5".to_owned()),
+            ("tcp_keepalives_interval", "2".to_owned()),
+            ("tcp_keepalives_count", "3".to_owned()),
+            ("tcp_user_timeout", millis(limits.response_timeout)),
             // Every list has its index for all values. Planning for each value would cost as much
             // as reading a page.
             ("plan_cache_mode", "force_generic_plan".to_owned()),

@@ -1,8 +1,8 @@
 //! Organizations, the tenants that own tasks.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 
+use super::pool::Transaction;
 use super::{Store, StoreError};
 use crate::domain::OrganizationId;
 
@@ -15,7 +15,7 @@ impl Store {
             FROM organizations ORDER BY name
             "#
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool.shared())
         .await?;
         Ok(rows.into_iter().map(|row| (row.organization_id, row.name)).collect())
     }
@@ -26,7 +26,7 @@ impl Store {
         name: &str,
         now: DateTime<Utc>,
     ) -> Result<(OrganizationId, bool), StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool.shared().begin().await?;
         let organization = ensure_organization(&mut transaction, name, now).await?;
         transaction.commit().await?;
         Ok(organization)
@@ -35,7 +35,7 @@ impl Store {
 
 /// The organization with this name, created if there is none, and whether it was created.
 pub(super) async fn ensure_organization(
-    connection: &mut PgConnection,
+    connection: &mut Transaction,
     name: &str,
     now: DateTime<Utc>,
 ) -> Result<(OrganizationId, bool), StoreError> {

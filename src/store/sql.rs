@@ -1,5 +1,7 @@
 //! What statements are made of: SQL text that takes only literals, array parameters, JSON columns.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgArguments, PgRow};
@@ -7,6 +9,7 @@ use sqlx::query::QueryScalar;
 use sqlx::{Encode, Executor, Postgres, QueryBuilder, Type};
 
 use super::StoreError;
+use super::pool::Transaction;
 
 /// The text of a statement that is built at run time, with its bound values.
 ///
@@ -53,6 +56,21 @@ impl Sql {
         let query: QueryScalar<'_, Postgres, T, PgArguments> = self.0.build_query_scalar();
         query.fetch_one(executor).await
     }
+}
+
+/// Replaces the time limits of a transaction: of each statement, and of the caller between them.
+pub(super) async fn set_time_limits(
+    transaction: &mut Transaction,
+    statement: Duration,
+    idle: Duration,
+) -> Result<(), sqlx::Error> {
+    let mut sql = Sql::new("SELECT set_config('statement_timeout', ");
+    sql.push_bind(statement.as_millis().to_string());
+    sql.push(", true), set_config('idle_in_transaction_session_timeout', ");
+    sql.push_bind(idle.as_millis().to_string()).push(", true)");
+    sql.fetch_all(&mut *transaction).await?;
+    transaction.set_statement_timeout(statement);
+    Ok(())
 }
 
 /// The value of an array parameter: one element for each row.

@@ -1,7 +1,6 @@
 //! Recounting: whether counts agree with the tasks that they count, and tasks with their turns.
 
-use sqlx::PgConnection;
-
+use super::pool::Transaction;
 use super::{Store, StoreError};
 use crate::domain::OrganizationId;
 
@@ -27,12 +26,12 @@ impl Store {
         organization: OrganizationId,
         name: &str,
     ) -> Result<VerifyReport, StoreError> {
-        let mut transaction = self.pool.begin_snapshot().await?;
+        let mut transaction = self.pool.shared().begin_snapshot().await?;
         let tasks = sqlx::query_scalar!(
             r#"SELECT count(*) AS "count!" FROM tasks WHERE organization_id = $1"#,
             organization as OrganizationId
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         let mut drift = verify_counts(&mut transaction, organization).await?;
         drift.extend(verify_turns(&mut transaction, organization).await?);
@@ -42,7 +41,7 @@ impl Store {
 }
 
 async fn verify_counts(
-    connection: &mut PgConnection,
+    connection: &mut Transaction,
     organization: OrganizationId,
 ) -> Result<Vec<String>, StoreError> {
     let rows = sqlx::query!(
@@ -111,7 +110,7 @@ async fn verify_counts(
 }
 
 async fn verify_turns(
-    connection: &mut PgConnection,
+    connection: &mut Transaction,
     organization: OrganizationId,
 ) -> Result<Vec<String>, StoreError> {
     let rows = sqlx::query!(

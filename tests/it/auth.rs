@@ -1,12 +1,17 @@
 //! Authentication, and the permissions of API keys.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use chrono::TimeDelta;
 use serde_json::{Value, json};
-use task_history::store::{KeyRevocation, NewApiKey};
+use sqlx::Connection;
+use task_history::domain::{ApiKeySecret, Limits, PeerAddress};
+use task_history::store::{BootstrapKey, KeyRevocation, NewApiKey};
 
-use crate::support::test_app::TestApp;
+use crate::support::test_app::{Answer, TestApp, short_limits, single_connection_store};
 use crate::support::{TIMEOUT, cluster};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,4 +191,104 @@ async fn keys_are_not_stored() {
     assert_eq!(rows.len(), 1);
     assert!(!rows[0].contains(&app.key));
     assert!(rows[0].contains(&app.key[..6]), "its prefix, which identifies it in lists");
+}
+
+/// Makes every statement wait that looks a key up, until the connection is closed.
+async fn hold_api_keys(app: &TestApp) -> sqlx::PgConnection {
+    let mut connection = cluster::connect(&app.database).await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut connection)
+        .await
+        .expect("a lock");
+    connection
+}
+
+/// A request that comes through a connection.
+async fn request_from(app: &TestApp, address: &str, key: &str) -> Answer {
+    let peer: SocketAddr = address.parse().expect("an address");
+    let request = Request::get("/v1/agents/a/tasks").header("x-api-key", key);
+    let request = request.extension(PeerAddress(peer)).body(Body::empty()).expect("a request");
+    tokio::time::timeout(TIMEOUT, app.send(request)).await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_key_is_looked_up_once_and_a_new_one_at_once() {
+    let key_cache_ttl = Duration::from_hours(1);
+    let app = TestApp::start_with(Limits { key_cache_ttl, ..short_limits() }).await;
+    let key = ApiKeySecret::parse("another-key-of-the-default-organization").expect("a key");
+    let answer =
+        async || app.request_as(key.expose(), "GET", "/v1/agents/a/tasks", None).await.status;
+    assert_eq!(answer().await, StatusCode::UNAUTHORIZED);
+    let held = hold_api_keys(&app).await;
+    assert_eq!(answer().await, StatusCode::UNAUTHORIZED);
+    held.close().await.expect("closed");
+    app.store.bootstrap(Some(&key), app.now()).await.expect("a key");
+    assert_eq!(answer().await, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_guesses_is_refused_without_a_look_into_the_database() {
+    let limits = Limits { key_cache_ttl: Duration::ZERO, ..short_limits() };
+    let app = TestApp::start_with(limits).await;
+    let (other, _) = app.other_organization().await;
+    let (guesser, neighbor, stranger) = ("[2001:db8::1]:1", "[2001:db8::ff:2]:1", "192.0.2.1:1");
+    assert_eq!(request_from(&app, guesser, &app.key).await.status, StatusCode::OK);
+    for number in 0..20 {
+        for key in ["", &format!("guess-{number}")] {
+            let answer = request_from(&app, guesser, key).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+        }
+    }
+    let held = hold_api_keys(&app).await;
+    assert_eq!(request_from(&app, guesser, "").await.status, StatusCode::UNAUTHORIZED);
+    for address in [guesser, neighbor] {
+        let answer = request_from(&app, address, "guess").await;
+        assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS, "{address}");
+        let detail = "Too many wrong API keys, try again later";
+        assert_eq!(answer.json(), json!({ "detail": detail }));
+        let seconds = answer.headers["retry-after"].to_str().expect("ASCII");
+        assert!((3590..=3600).contains(&seconds.parse::<u32>().expect("a number")), "{seconds}");
+    }
+    held.close().await.expect("closed");
+    // A key that has worked before goes on working, even if it has to be looked up again.
+    assert_eq!(request_from(&app, guesser, &app.key).await.status, StatusCode::OK);
+    assert_eq!(request_from(&app, stranger, "guess").await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(request_from(&app, stranger, &other).await.status, StatusCode::OK);
+    // Once revoked, it is a wrong key.
+    let keys = app.store.list_api_keys().await.expect("keys");
+    let id = keys.iter().find(|key| key.organization == "default").expect("listed").id;
+    app.store.revoke_api_key("default", id, app.now()).await.expect("an answer");
+    let answer = request_from(&app, guesser, &app.key).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_bootstrap_keys_at_once_one_remains() {
+    let app = TestApp::start().await;
+    let mut connection = cluster::connect(&app.database).await;
+    sqlx::raw_sql("BEGIN; SELECT pg_advisory_xact_lock(29803, 0)")
+        .execute(&mut connection)
+        .await
+        .expect("the lock of starts");
+    let now = app.now();
+    let starts = ["first-of-two-bootstrap-keys", "second-of-two-bootstrap-keys"].map(|key| {
+        let store = single_connection_store(&app.database);
+        let key = ApiKeySecret::parse(key).expect("a key");
+        tokio::spawn(async move { store.bootstrap(Some(&key), now).await.expect("a start") })
+    });
+    let waiting = "SELECT count(*) FROM pg_locks
+                   WHERE locktype = 'advisory' AND classid = 29803 AND NOT granted";
+    let mut other = cluster::connect(&app.database).await;
+    cluster::until_count(&mut other, waiting, |count| count == 2).await;
+    connection.close().await.expect("closed");
+    let mut revoked = 0;
+    for start in starts {
+        let start = start.await.expect("no panic");
+        assert!(matches!(start.key, BootstrapKey::Adopted(_)), "{start:?}");
+        revoked += start.revoked.len();
+    }
+    // That of the app, and the first of the two.
+    assert_eq!(revoked, 2);
+    let keys = app.store.list_api_keys().await.expect("keys");
+    assert_eq!(keys.iter().filter(|key| key.revoked_at.is_none()).count(), 1);
 }

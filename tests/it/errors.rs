@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::cluster;
-use crate::support::test_app::{self, TestApp, router};
+use crate::support::test_app::{self, Answer, TestApp, router};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_route_has_the_path() {
@@ -59,6 +59,15 @@ async fn a_slash_too_many_is_redirected() {
     assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(answer.headers["location"], "/v1/agents/a%2Fb/tasks?page=2");
     assert_eq!(answer.text, "");
+    // Every client accepts a head of 4 KiB.
+    let answer = app.get(&format!("/v1/tasks/?user_id={}", "x".repeat(3_000))).await;
+    assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
+    let answer = app.get(&format!("/v1/tasks/?user_id={}", "x".repeat(60_000))).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    // To a browser, these would name another host.
+    for path in ["//evil.example/agent-execution/x/", "/\\evil.example/agent-execution/x/"] {
+        assert_eq!(app.get(path).await.status, StatusCode::NOT_FOUND, "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,12 +139,78 @@ async fn names_that_mean_something_to_the_parser_are_refused() {
     assert_eq!(app.get("/v1/tasks/deep").await.status, StatusCode::OK);
 }
 
+/// The errors of an answer, which has at most a hundred of them and at most 64 KiB.
+fn bounded_errors(answer: &Answer) -> Vec<Value> {
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.text);
+    assert!(answer.text.len() <= 64 << 10, "{} bytes", answer.text.len());
+    let errors = answer.json()["detail"].as_array().expect("errors").clone();
+    assert!((1..=100).contains(&errors.len()), "{} errors", errors.len());
+    errors
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_list_of_faults_is_cut_short() {
     let app = TestApp::start().await;
-    let answer = app.invoke("a", json!({ "input": { "files": vec![1; 100_000] }, "id": 5 })).await;
-    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(answer.json()["detail"].as_array().map(Vec::len), Some(101));
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let texts: serde_json::Map<_, _> =
+        (0..50_000).map(|n| (format!("key-{n}"), "text".into())).collect();
+    let wrong_tasks = vec![json!({ "completed": 5 }); 1_000];
+    for (method, path, body) in [
+        ("POST", "/v1/agents/a/invoke/async", json!({ "input": { "files": vec![1; 90_000] } })),
+        ("POST", "/v1/agents/a/invoke/async", json!({ "mcp_servers": vec![1; 90_000] })),
+        ("PATCH", "/agent-execution/t/update", json!({ "tokens": texts, "title": 5 })),
+        (
+            "PATCH",
+            "/agent-execution/t/update",
+            json!({ "deep_planning": { "tasks": wrong_tasks } }),
+        ),
+        ("PATCH", "/agent-execution/t/update", json!({ "used_tools": vec![json!({}); 1_000] })),
+        ("POST", "/agent-execution/t/events/push", json!(vec![json!({}); 1_000])),
+        ("POST", "/agent-execution/t/events/push", json!(vec![5; 1_000])),
+    ] {
+        let answer = app.request(method, path, Some(body)).await;
+        assert_eq!(bounded_errors(&answer).len(), 100, "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_does_not_repeat_a_long_input() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    let long = "语".repeat(1_000_000);
+    // A text is cut. An input that fits is whole, and errors after a long input are listed.
+    let answer = app.invoke("a", json!({ "id": long, "input": { "text": 5 }, "title": 6 })).await;
+    let errors = bounded_errors(&answer);
+    let inputs: Vec<_> = errors.iter().map(|error| error["input"].clone()).collect();
+    let start = "语".repeat(32) + "…";
+    assert_eq!(inputs, [json!(5), json!(start), json!(6)], "{}", answer.text);
+    assert_eq!(errors[1]["type"], "string_too_long");
+    // Anything else is left out, also what is around a missing field.
+    let answer = app.invoke("a", json!({ "title": long })).await;
+    assert_eq!(
+        bounded_errors(&answer),
+        [json!({ "type": "missing", "loc": ["body", "input"], "msg": "Field required" })]
+    );
+    // Many inputs that fit one by one.
+    let files: Vec<_> = (0..200).map(|n| json!({ "n": n, "text": "x".repeat(5_000) })).collect();
+    let errors = bounded_errors(&app.invoke("a", json!({ "input": { "files": files } })).await);
+    assert_eq!(errors.len(), 100);
+    assert_eq!(errors[0]["input"], files[0]);
+    assert_eq!(errors[99].get("input"), None);
+    // The client's own name in the path to a value.
+    let answer = app.report("t", json!({ "tokens": { long: "text" } })).await;
+    assert_eq!(bounded_errors(&answer)[0]["loc"], json!(["body", "tokens", start]));
+    // Texts whose escapes are long, in every place that repeats them.
+    let keys =
+        (0..1_000).map(|n| (format!("{n}{}", "\u{1}".repeat(200)), json!("\u{2}".repeat(200))));
+    let keys: serde_json::Map<_, _> = keys.collect();
+    bounded_errors(&app.report("t", json!({ "tokens": keys })).await);
+    // A text that is no JSON, and a parameter.
+    let request = Request::post("/v1/agents/a/invoke/async").header("x-api-key", &app.key);
+    let answer = app.send(request.body(Body::from("x".repeat(1 << 20))).expect("a request")).await;
+    assert_eq!(bounded_errors(&answer)[0]["input"], "x".repeat(32) + "…");
+    let answer = app.get(&format!("/v1/tasks?status={}", "x".repeat(60_000))).await;
+    assert_eq!(bounded_errors(&answer)[0]["input"], "x".repeat(32) + "…");
 }
 
 /// A client that closes its request while that waits for a lock leaves no transaction behind. The

@@ -13,21 +13,20 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::{Value, json};
 use sqlx::Connection;
 use task_history::api::{self, AppState};
-use task_history::domain::{Clock, Limits};
-use task_history::server;
+use task_history::domain::{Clock, Limits, NetworkOptions};
 use task_history::store::{DatabaseUrl, KeyRevocation, NewApiKey, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::DropGuard;
+use tokio::net::TcpStream;
 use tower::ServiceExt;
 
 use crate::support::cluster;
 use crate::support::sse_client::SseClient;
+use crate::support::tcp_server::TcpServer;
 use crate::support::test_app::{Answer, TestApp, single_connection_store};
 use crate::writes::lock_tasks;
 
 /// A time limit under test.
-const SHORT: Duration = Duration::from_millis(200);
+pub const SHORT: Duration = Duration::from_millis(200);
 
 /// A time limit that does not end within a test.
 const LONG: Duration = Duration::from_hours(1);
@@ -37,13 +36,15 @@ const LONG: Duration = Duration::from_hours(1);
 const OUTER_BOUND: Duration = Duration::from_secs(12);
 
 /// Limits that do not end within a test.
-fn long_limits() -> Limits {
+pub fn long_limits() -> Limits {
     Limits {
         header_timeout: LONG,
+        idle_timeout: LONG,
         body_timeout: LONG,
         request_timeout: LONG,
         invoke_timeout: LONG,
         slow_reader_timeout: LONG,
+        acknowledge_timeout: LONG,
         recheck_interval: LONG,
         pool_timeout: LONG,
         statement_timeout: LONG,
@@ -54,7 +55,7 @@ fn long_limits() -> Limits {
 }
 
 /// The result of an effect that a short limit must have.
-async fn in_bound<T>(limit: &str, effect: impl Future<Output = T>) -> T {
+pub async fn in_bound<T>(limit: &str, effect: impl Future<Output = T>) -> T {
     let result = tokio::time::timeout(OUTER_BOUND, effect).await;
     result.unwrap_or_else(|_| panic!("{limit} has no effect within {OUTER_BOUND:?}"))
 }
@@ -72,7 +73,7 @@ fn instance(app: &TestApp, connections: usize, limits: Limits) -> axum::Router {
     let store = Store::new(&url, connections, &limits);
     let now = app.now();
     let (clock, stopping) = (Clock::new(move || now), app.stopping.clone());
-    api::router(AppState { store, clock, limits, stopping })
+    api::router(AppState { store, clock, limits, network: NetworkOptions::default(), stopping })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,7 +110,8 @@ async fn a_request_or_statement_that_takes_too_long_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_without_a_free_connection_is_refused() {
     let mut app = TestApp::start_with(long_limits()).await;
-    app.router = instance(&app, 2, Limits { pool_timeout: SHORT, ..long_limits() });
+    // An organization takes at most half of the connections.
+    app.router = instance(&app, 4, Limits { pool_timeout: SHORT, ..long_limits() });
     // The key is cached from now on: the requests below need a connection for the list alone.
     app.get("/v1/tasks").await.ok();
     let lock = lock_tasks(&app).await;
@@ -172,27 +174,6 @@ async fn a_stream_catches_up_without_a_notification() {
     assert_eq!((&event["type"], &event["data"]), (&json!("chunk"), &json!("lost")));
 }
 
-/// A TCP server of an app. Dropping it stops it.
-struct TcpServer {
-    address: std::net::SocketAddr,
-    _stop: DropGuard,
-}
-
-impl TcpServer {
-    async fn start(app: &TestApp, limits: Limits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        let (router, stopping) = (app.router.clone(), app.stopping.clone());
-        let stop = stopping.clone().drop_guard();
-        tokio::spawn(async move { server::serve(listener, router, &limits, stopping).await });
-        Self { address, _stop: stop }
-    }
-
-    async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.address).await.expect("a connection")
-    }
-}
-
 /// Sends a request on an open connection and reads its answer, which has the body `"ok"`.
 async fn get_health(stream: &mut TcpStream) {
     let request = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -211,26 +192,40 @@ async fn get_health(stream: &mut TcpStream) {
 async fn a_connection_without_a_whole_request_head_is_closed() {
     let app = TestApp::start().await;
     let limits = Limits { header_timeout: SHORT, ..long_limits() };
-    let server = TcpServer::start(&app, limits).await;
-    for start in ["", "GET /health HTTP/1.1\r\nhost: local"] {
+    let server = TcpServer::of_app(&app, limits).await;
+    // Also if it is not the first request of the connection.
+    for requests in [0, 1] {
         let mut stream = server.connect().await;
-        stream.write_all(start.as_bytes()).await.expect("sent");
+        for _ in 0..requests {
+            get_health(&mut stream).await;
+        }
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: local").await.expect("sent");
         let mut answer = Vec::new();
         in_bound("header_timeout", stream.read_to_end(&mut answer)).await.expect("closed");
-        assert_eq!(String::from_utf8_lossy(&answer), "", "after {start:?}");
+        assert_eq!(String::from_utf8_lossy(&answer), "", "after {requests} requests");
     }
-    // Also between requests.
-    let mut stream = server.connect().await;
-    get_health(&mut stream).await;
-    let mut rest = Vec::new();
-    in_bound("header_timeout", stream.read_to_end(&mut rest)).await.expect("closed");
-    assert_eq!(String::from_utf8_lossy(&rest), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_is_closed() {
+    let app = TestApp::start().await;
+    let limits = Limits { idle_timeout: SHORT, ..long_limits() };
+    let server = TcpServer::of_app(&app, limits).await;
+    for requests in [0, 1] {
+        let mut stream = server.connect().await;
+        for _ in 0..requests {
+            get_health(&mut stream).await;
+        }
+        let mut rest = Vec::new();
+        in_bound("idle_timeout", stream.read_to_end(&mut rest)).await.expect("closed");
+        assert_eq!(String::from_utf8_lossy(&rest), "", "after {requests} requests");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_serves_several_requests() {
     let app = TestApp::start().await;
-    let server = TcpServer::start(&app, long_limits()).await;
+    let server = TcpServer::of_app(&app, long_limits()).await;
     let mut stream = server.connect().await;
     for _ in 0..3 {
         get_health(&mut stream).await;

@@ -24,6 +24,8 @@ const LANDED: &[(&str, &str)] = &[
     ("20261125000006", "0f4eeb818a3c8674"),
     ("20261125000007", "b254665d7a330c30"),
     ("20261125000008", "7eb385d124e1cbb5"),
+    ("20261125000100", "c7d6fe816f32db9e"),
+    ("20261125000200", "18a36b2abea1422f"),
 ];
 
 /// Renders the schema as SQL from the catalog, one paragraph per row. The result is the same on all
@@ -165,6 +167,7 @@ const OTHER_INDEXES: &[(&str, &str)] = &[
     ("organizations_pkey", "the id is the organization id"),
     ("organizations_name_key", "the name of an organization is unique"),
     ("api_keys_digest_key", "the digest of a key identifies its organization"),
+    ("watch_secret_pkey", "the secret is the database's"),
 ];
 
 async fn migrate_with_cli(database: &str) {
@@ -311,6 +314,34 @@ async fn landed_migrations_are_never_edited() {
     }
 }
 
+/// A new database with the migrations before one of them.
+async fn database_before(version: i64) -> String {
+    let database = cluster::empty_database().await;
+    let mut connection = cluster::connect(&database).await;
+    let mut migrator = Migrator::new(Path::new(MIGRATIONS)).await.expect("migrations");
+    migrator.migrations.to_mut().retain(|migration| migration.version < version);
+    migrator.run(&mut connection).await.expect("migrations");
+    database
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_with_answers_stay_when_keys_expire() {
+    let database = database_before(20_261_125_000_200).await;
+    let record = "
+        INSERT INTO organizations (id, name, created_at) VALUES (gen_random_uuid(), 'o', now());
+        INSERT INTO tasks (organization_id, id, agent_id, status, source, turns, created_at,
+                           updated_at)
+        SELECT id, 't', 'a', 'pending', 'api', 1, now(), now() FROM organizations;
+        INSERT INTO idempotency_keys (organization_id, agent_id, key, request, task_id, answer,
+                                      created_at)
+        SELECT id, 'a', 'k', 'digest', 't', 'the answer', now() FROM organizations";
+    cluster::execute(&database, record).await;
+    migrate(&database).await.expect("migrated");
+    let kept = "SELECT answer || ' ' || (turn IS NULL)::text FROM idempotency_keys";
+    let mut connection = cluster::connect(&database).await;
+    assert_eq!(texts(&mut connection, kept).await, ["the answer true"]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_text_column_compares_bytes() {
     let database = cluster::migrated_database().await;
@@ -408,7 +439,7 @@ async fn a_new_organization_is_found_by_its_keys() {
     let mut checked = 0;
     for committed in committed_statements() {
         let query = committed["query"].as_str().expect("a statement");
-        let by_key = ["DELETE FROM tasks", "UPDATE tasks", "FOR UPDATE"];
+        let by_key = ["DELETE FROM tasks", "UPDATE tasks", "FOR UPDATE OF task"];
         if !by_key.iter().any(|text| query.contains(text)) {
             continue;
         }

@@ -50,35 +50,56 @@ const SIBLINGS: &str = include_str!("contract/tasks.openapi.json");
 
 /// How this service's document differs from that one: `+` is added, `-` is missing, `~` is changed.
 /// Most additions come from the contract's pages of 2026, the others from the official SDK. That
-/// document has no error but 422.
+/// document has no error but 422, and no header.
 const DIFFERENCES: &str = "
     + /v1/tasks get parameters from_date
     + /v1/tasks get parameters to_date
     + /v1/tasks get parameters status_in
     + /v1/tasks get responses 401
+    + /v1/tasks/{task_id} get responses 200 headers
+    + /v1/tasks get responses 429
     + /v1/tasks/{task_id} get responses 401
+    + /v1/tasks/{task_id} get responses 429
     + /v1/tasks/{task_id} get responses 404
     + /v1/tasks/{task_id} delete responses 401
+    + /v1/tasks/{task_id} delete responses 429
     + /v1/tasks/{task_id} delete responses 403
     + /v1/tasks/{task_id} delete responses 404
     + /v1/tasks/{task_id}/thread get responses 401
+    + /v1/tasks/{task_id}/thread get responses 429
     + /v1/tasks/{task_id}/thread get responses 404
     + /v1/tasks/{task_id}/thread/full get responses 401
+    + /v1/tasks/{task_id}/thread/full get responses 429
     + /v1/tasks/{task_id}/thread/full get responses 404
     + /v1/agents/{agent_id}/invoke post responses 400
+    + /v1/agents/{agent_id}/invoke post responses 408
+    + /v1/agents/{agent_id}/invoke post responses 413
+    + /v1/agents/{agent_id}/invoke post responses 503
     + /v1/agents/{agent_id}/invoke post responses 401
+    + /v1/agents/{agent_id}/invoke post responses 429
     + /v1/agents/{agent_id}/invoke post responses 403
     + /v1/agents/{agent_id}/invoke/async post responses 400
+    + /v1/agents/{agent_id}/invoke/async post responses 408
+    + /v1/agents/{agent_id}/invoke/async post responses 413
+    + /v1/agents/{agent_id}/invoke/async post responses 503
     + /v1/agents/{agent_id}/invoke/async post responses 401
+    + /v1/agents/{agent_id}/invoke/async post responses 429
     + /v1/agents/{agent_id}/invoke/async post responses 403
     + /v1/agents/{agent_id}/invoke/stream post responses 400
+    + /v1/agents/{agent_id}/invoke/stream post responses 408
+    + /v1/agents/{agent_id}/invoke/stream post responses 413
+    + /v1/agents/{agent_id}/invoke/stream post responses 503
     + /v1/agents/{agent_id}/invoke/stream post responses 401
+    + /v1/agents/{agent_id}/invoke/stream post responses 429
     + /v1/agents/{agent_id}/invoke/stream post responses 403
     + /v1/agents/{agent_id}/invoke post parameters version
+    + /v1/agents/{agent_id}/invoke post responses 200 headers
     + /v1/agents/{agent_id}/invoke post responses 409
     + /v1/agents/{agent_id}/invoke/async post parameters version
+    + /v1/agents/{agent_id}/invoke/async post responses 200 headers
     + /v1/agents/{agent_id}/invoke/async post responses 409
     + /v1/agents/{agent_id}/invoke/stream post parameters version
+    + /v1/agents/{agent_id}/invoke/stream post responses 200 headers
     + /v1/agents/{agent_id}/invoke/stream post responses 409
     + /v1/agents/{agent_id}/invoke/stream post responses 200 content text/event-stream
     + AgentExecution properties instructions_override

@@ -261,7 +261,8 @@ fn refuse(folder: &str, words: &[&str], except: &[&str]) {
 }
 
 /// Parts of statements that belong to no organization, and why.
-const WITHOUT_ORGANIZATION: [(&str, &str); 9] = [
+const WITHOUT_ORGANIZATION: [(&str, &str); 12] = [
+    ("FROM pg_locks", "which locks writers hold"),
     ("FROM pg_database", "whether a database exists"),
     ("to_regclass('_sqlx_migrations')", "whether a database is migrated"),
     ("INTO organizations", "creates an organization"),
@@ -269,8 +270,10 @@ const WITHOUT_ORGANIZATION: [(&str, &str); 9] = [
     ("FROM organizations ORDER BY name", "lists organizations for an operator"),
     ("FROM api_keys key\n            JOIN organizations", "lists keys for an operator"),
     ("WHERE digest =", "finds the organization of a key"),
+    ("SELECT current_setting(", "reads a setting of the server"),
     ("pg_advisory", "takes a lock, reads no row"),
-    ("SELECT watched_buckets($1)", "tests locks, reads no row"),
+    ("pg_try_advisory", "takes a lock if it is free, reads no row"),
+    ("SELECT watched_tasks($1", "tests locks, reads no row"),
 ];
 
 /// The committed query data has every fixed statement, whatever macro made it. Statements that are
@@ -350,6 +353,73 @@ fn unchecked_statements_are_few() {
         "store/pool.rs sqlx::raw_sql",
     ];
     assert_eq!(found, expected);
+}
+
+/// Methods of the store that only read, by the start of their names.
+const READING: [&str; 16] = [
+    "authenticate",
+    "close",
+    "count_",
+    "explain_",
+    "export_",
+    "follow_",
+    "get_",
+    "hold_",
+    "list_",
+    "new",
+    "read",
+    "remembers_",
+    "reserve",
+    "start_",
+    "verify",
+    "watch_",
+];
+
+/// Methods of the store that write, by the start of their names.
+const WRITING: [&str; 8] =
+    ["bootstrap", "create_", "delete_", "ensure_", "import_", "record_", "revoke_", "stop_"];
+
+/// A request that is broken off between two writes would leave half of what it says.
+#[test]
+fn a_request_writes_once() {
+    let sources = sources();
+    let starts = |name: &str, words: &[&str]| words.iter().any(|word| name.starts_with(word));
+    let name_of = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut writing = BTreeSet::new();
+    for (file, text) in sources.iter().filter(|(file, _)| file.starts_with("store/")) {
+        for part in text.split("impl Store {").skip(1) {
+            let methods = part.split("\n}").next().expect("a part");
+            for method in methods.split("pub ").skip(1) {
+                let method = method.strip_prefix("async ").unwrap_or(method);
+                let Some(name) = method.strip_prefix("fn ").map(name_of) else { continue };
+                let (reads, writes) = (starts(&name, &READING), starts(&name, &WRITING));
+                assert!(reads != writes, "{file}: does {name} read or write?");
+                if writes {
+                    writing.insert(name);
+                }
+            }
+        }
+    }
+    assert!(writing.len() >= 8, "only {writing:?}");
+    // `InvocationRequest::record` calls one of them.
+    writing.insert("record".to_owned());
+    let mut writers = 0;
+    for (file, text) in sources.iter().filter(|(file, _)| file.starts_with("api/")) {
+        let code = text.split("#[cfg(test)]").next().expect("a part");
+        for function in code.split("fn ").skip(1) {
+            let calls: Vec<_> = function
+                .split('.')
+                .skip(1)
+                .map(name_of)
+                .filter(|name| writing.contains(name))
+                .collect();
+            assert!(calls.len() <= 1, "{file}: {} writes by {calls:?}", name_of(function));
+            writers += calls.len();
+        }
+    }
+    assert!(writers >= 10, "only {writers} functions write");
 }
 
 /// Where programs are, and what the server must not inherit, are not settings of the service.

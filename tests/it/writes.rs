@@ -147,6 +147,101 @@ async fn turns_of_one_task_keep_their_order() {
     assert_eq!(texts, expected);
 }
 
+/// A text that does not become smaller by compression.
+fn incompressible(bytes: usize) -> String {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut digit = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'!' + u8::try_from(state % 90).expect("a small number")).to_string()
+    };
+    let text: String = (0..bytes).map(|_| digit()).collect();
+    text.replace(['"', '\\'], "x")
+}
+
+/// A report writes what it changes: a text that it does not change is not written again, so a small
+/// report about a large task writes little.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_does_not_write_a_text_that_it_does_not_change() {
+    let app = TestApp::start().await;
+    let large = || incompressible(200_000);
+    let body = json!({
+        "id": "t", "input": { "text": large() }, "payload_extension": { "text": large() }
+    });
+    app.invoke("a", body).await.ok();
+    let plan =
+        json!({ "enabled": true, "tasks": [{ "id": large(), "title": "t", "completed": true }] });
+    let full = json!({
+        "result": large(), "last_executed_node_id": large(), "title": large(),
+        "deep_planning": plan
+    });
+    app.report("t", full).await.ok();
+    // Large texts are in tables of their own.
+    let mut connection = cluster::connect(&app.database).await;
+    let mut size = async || -> i64 {
+        let size = "SELECT sum(pg_relation_size(reltoastrelid))::bigint FROM pg_class
+                    WHERE relname IN ('tasks', 'task_turns')";
+        sqlx::query_scalar(size).fetch_one(&mut connection).await.expect("a size")
+    };
+    let before = size().await;
+    assert!(before > 1_400_000, "{before}");
+    let whole = app.get("/v1/tasks/t").await.ok();
+    for n in 0..10 {
+        let label = format!("label {n}");
+        let task = app.report("t", json!({ "internal_status": label, "duration": n + 1 })).await;
+        // The plan is stored with the duration.
+        assert_eq!(task.ok()["internal_status"], label);
+    }
+    let after_details = size().await;
+    for n in 0..10 {
+        app.report("t", json!({ "internal_status": format!("again {n}") })).await.ok();
+        // The official SDK sends a whole task back.
+        app.report("t", whole.clone()).await.ok();
+        app.request("POST", "/v1/tasks/t/stop", None).await.ok();
+        let tokens = json!({ "execution_id": "t", "internal_status": "metrics" });
+        app.request("POST", "/agents-metrics/a/execution", Some(tokens)).await.ok();
+    }
+    assert_eq!(size().await, after_details);
+    // 10 times the plan, nothing else.
+    assert!(after_details - before < 10 * 210_000, "{before} {after_details}");
+}
+
+/// Answers are whole, whether a batch reads them or, of large tasks, their callers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_of_reports_answers_with_whole_tasks() {
+    let app = app_with_cached_key().await;
+    let sizes = [10, 20_000, 60_000, 300_000];
+    for n in 0..16 {
+        let text = if n < 8 { incompressible(sizes[n % 4]) } else { "a".repeat(sizes[n % 4]) };
+        let body = json!({ "id": n.to_string(), "title": "t", "input": { "text": text } });
+        app.invoke("a", body).await.ok();
+    }
+    // A task with more sub-tasks than a batch reads.
+    let subtasks = futures_util::future::join_all((0..120).map(|n| {
+        app.invoke("a", json!({ "id": format!("c{n}"), "input": {}, "parent_execution_id": "3" }))
+    }));
+    for answer in subtasks.await {
+        answer.ok();
+    }
+    let lock = lock_tasks(&app).await;
+    let report = |n: usize| {
+        let id = n.to_string();
+        let app = &app;
+        async move { app.report(&id, json!({ "status": "completed", "result": id })).await }
+    };
+    let unlock = async {
+        cluster::until_waiting(&app.database).await;
+        lock.close().await.expect("unlocked");
+    };
+    let (answers, ()) = futures_util::future::join(join_all((0..16).map(report)), unlock).await;
+    for (n, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.ok(), app.get(&format!("/v1/tasks/{n}")).await.ok(), "{n}");
+        assert_eq!(answer.json()["result"], n.to_string());
+    }
+    assert_eq!(answers[3].json()["sub_executions"].as_array().map(Vec::len), Some(120));
+}
+
 /// The differences that a recount finds in the app's organization.
 async fn drift(app: &TestApp) -> Vec<String> {
     app.store.verify(app.organization, "default").await.expect("a recount").drift

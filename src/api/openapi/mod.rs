@@ -12,6 +12,8 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{Components, Info, License, OpenApi};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::api::response::TASK_TURN;
+
 /// The document before any route is in it.
 pub(super) fn base() -> OpenApi {
     let mut info = Info::new("task-history", env!("CARGO_PKG_VERSION"));
@@ -52,6 +54,7 @@ pub(super) fn in_fastapi_dialect(document: &OpenApi) -> Value {
                 if path.ends_with("/invoke/stream") {
                     operation["responses"]["200"]["content"]["text/event-stream"] =
                         json!({ "schema": {} });
+                    operation["responses"]["200"]["headers"] = turn_header();
                 }
                 if path.starts_with("/{organization_id}") {
                     name_organization(operation);
@@ -119,6 +122,7 @@ fn rewrite_operation(operation: &mut Value) {
         body.insert("required".to_owned(), true.into());
     }
     if let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) {
+        document_turn(responses);
         let untyped = responses.get_mut("200").and_then(Value::as_object_mut);
         if let Some(response) = untyped.filter(|response| !response.contains_key("content")) {
             response.insert("content".to_owned(), json!({ "application/json": { "schema": {} } }));
@@ -137,6 +141,25 @@ fn rewrite_operation(operation: &mut Value) {
             );
         }
     }
+}
+
+/// An answer that is a task tells the number of its turn.
+fn document_turn(responses: &mut Map<String, Value>) {
+    const SCHEMA: &str = "/content/application~1json/schema/$ref";
+    let Some(response) = responses.get_mut("200") else { return };
+    let Some(Value::String(schema)) = response.pointer(SCHEMA) else { return };
+    if schema.ends_with("/AgentExecution") || schema.ends_with("/CreatedTask") {
+        response["headers"] = turn_header();
+    }
+}
+
+fn turn_header() -> Value {
+    json!({
+        TASK_TURN: {
+            "description": "The number of the turn that the answer is about",
+            "schema": { "type": "integer", "minimum": 1 }
+        }
+    })
 }
 
 /// A route of the official SDK with the organization before it: the same operation with another id.

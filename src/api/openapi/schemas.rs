@@ -258,10 +258,13 @@ pub(crate) struct UserBody {
     timezone: Option<String>,
 }
 
-/// What a runner reports about the latest turn of a task. Absent and null fields stay unchanged,
-/// and so does what the service owns (ids, times, sub-tasks)
+/// What a runner reports about a turn of a task. Absent and null fields stay unchanged, and so does
+/// what the service owns (ids, times, sub-tasks)
 #[derive(ToSchema)]
 pub(crate) struct TaskUpdateRequest {
+    /// The number of the turn, as `x-task-turn` tells it; absent means the latest turn
+    #[schema(minimum = 1)]
+    turn: Option<i64>,
     /// The new status
     status: Option<ExecutionStatus>,
     /// The result
@@ -321,11 +324,14 @@ pub(crate) struct ExecutionMetricsReport {
     /// The task
     #[schema(min_length = 1, max_length = 255)]
     execution_id: String,
-    /// Duration of its latest turn in seconds
+    /// The number of the turn, as `x-task-turn` tells it; absent means the latest turn
+    #[schema(minimum = 1)]
+    turn: Option<i64>,
+    /// Duration of the turn in seconds
     duration: Option<f64>,
     /// The customer's own status
     internal_status: Option<String>,
-    /// Language model tokens that its latest turn used
+    /// Language model tokens that the turn used
     llm_tokens: Option<ExecutionTokens>,
 }
 
@@ -344,6 +350,9 @@ pub(crate) struct TaskUpdateEvent {
     /// The type: `chunk`, `tool_call_request`, `tool_call_result`, `think`, `analyze`,
     /// `sub_agent_trigger`, …
     r#type: String,
+    /// The number of the turn, as `x-task-turn` tells it; absent means the latest turn
+    #[schema(minimum = 1)]
+    turn: Option<i64>,
     /// The event's own data
     data: Option<serde_json::Value>,
 }

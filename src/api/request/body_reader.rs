@@ -7,22 +7,19 @@ use serde_json::{Map, Value, json};
 use super::json_value::{
     not_a_json_object, not_a_string, parse_bool, read_json_object, read_string,
 };
-use crate::api::error::validation::{LocSegment, ValidationError};
+use crate::api::error::validation::{LocSegment, ValidationError, ValidationErrors};
 use crate::domain::{TextError, WireEnum, has_nul};
-
-/// After this many errors, the rest of an array is not read. Each error repeats its value.
-const MAX_ERRORS: usize = 100;
 
 /// An object in a body, read field by field in the contract's order. Other fields are ignored.
 pub(crate) struct BodyReader<'a, 'e> {
     fields: &'a Map<String, Value>,
     loc: Vec<LocSegment>,
-    errors: &'e mut Vec<ValidationError>,
+    errors: &'e mut ValidationErrors,
 }
 
 impl<'a, 'e> BodyReader<'a, 'e> {
     /// A reader of the whole body. If it is not an object: `None`, and an error.
-    pub(crate) fn for_body(body: &'a Value, errors: &'e mut Vec<ValidationError>) -> Option<Self> {
+    pub(crate) fn for_body(body: &'a Value, errors: &'e mut ValidationErrors) -> Option<Self> {
         Self::for_value(body, vec!["body".into()], errors)
     }
 
@@ -30,7 +27,7 @@ impl<'a, 'e> BodyReader<'a, 'e> {
     pub(crate) fn for_item(
         item: &'a Value,
         index: usize,
-        errors: &'e mut Vec<ValidationError>,
+        errors: &'e mut ValidationErrors,
     ) -> Option<Self> {
         Self::for_value(item, vec!["body".into(), LocSegment::Index(index)], errors)
     }
@@ -38,7 +35,7 @@ impl<'a, 'e> BodyReader<'a, 'e> {
     fn for_value(
         value: &'a Value,
         loc: Vec<LocSegment>,
-        errors: &'e mut Vec<ValidationError>,
+        errors: &'e mut ValidationErrors,
     ) -> Option<Self> {
         if let Value::Object(fields) = value {
             Some(Self { fields, loc, errors })
@@ -203,6 +200,20 @@ impl<'a, 'e> BodyReader<'a, 'e> {
         number
     }
 
+    /// The number of a turn, from 1, that may be absent or null.
+    pub(crate) fn turn(&mut self) -> Option<i32> {
+        const NAME: &str = "turn";
+        let number = self.integer(NAME)?;
+        if number < 1 {
+            let msg = "Input should be greater than or equal to 1";
+            let value = self.get(NAME).cloned().unwrap_or_default();
+            let error = ValidationError::new("greater_than_equal", self.loc_of(NAME), msg, value);
+            self.errors.push(error.with_ctx(json!({ "ge": 1 })));
+        }
+        // No task has as many turns as that.
+        Some(i32::try_from(number).unwrap_or(i32::MAX))
+    }
+
     /// An array of JSON objects that may be absent (empty) or null.
     pub(crate) fn json_objects(&mut self, name: &'static str) -> Option<Vec<Map<String, Value>>> {
         self.read_items(name, read_json_object)
@@ -213,11 +224,11 @@ impl<'a, 'e> BodyReader<'a, 'e> {
     fn read_items<T>(
         &mut self,
         name: &'static str,
-        read: impl Fn(&Value, Vec<LocSegment>, &mut Vec<ValidationError>) -> Option<T>,
+        read: impl Fn(&Value, Vec<LocSegment>, &mut ValidationErrors) -> Option<T>,
     ) -> Option<Vec<T>> {
         let mut found = Vec::new();
         for (index, item) in self.array(name)?.iter().enumerate() {
-            if self.errors.len() >= MAX_ERRORS {
+            if self.errors.is_full() {
                 break;
             }
             found.extend(read(item, self.loc_in(name, index), self.errors));
@@ -248,6 +259,9 @@ impl<'a, 'e> BodyReader<'a, 'e> {
     /// Checks that every field is an integer or null.
     pub(crate) fn all_integers(&mut self) {
         for (name, value) in self.fields {
+            if self.errors.is_full() {
+                return;
+            }
             // As in pydantic and JSON schema, 3.0 is an integer, and it may have any size.
             let is_integer =
                 value.as_f64().is_some_and(|number| number.is_finite() && number.fract() == 0.0);
@@ -279,7 +293,7 @@ impl<'a, 'e> BodyReader<'a, 'e> {
         let Some(items) = self.array(name) else { return };
         for (index, item) in items.iter().enumerate() {
             let loc = self.loc_in(name, index);
-            if self.errors.len() >= MAX_ERRORS {
+            if self.errors.is_full() {
                 return;
             }
             if let Some(mut object) = BodyReader::for_value(item, loc, self.errors) {

@@ -6,38 +6,41 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::body::JsonBody;
+use super::body_memory::BodyClaim;
 use super::body_reader::BodyReader;
+use super::idempotency::{self, read_idempotency_key};
 use crate::api::error::ApiError;
-use crate::api::error::validation::ValidationError;
-use crate::api::response::execution::AgentExecution;
+use crate::api::error::validation::{ValidationError, ValidationErrors};
 use crate::domain::{
-    AgentId, Input, Invocation, InvocationOptions, OrganizationId, OutputFormat, ShortText, Task,
-    TaskId, TextError, ThinkMode, User, UserId,
+    AgentId, Input, Invocation, InvocationOptions, OrganizationId, OutputFormat, ShortText, TaskId,
+    TextError, ThinkMode, User, UserId,
 };
-use crate::store::{Idempotency, RecordedInvocation, Store};
-
-/// The header that makes an invocation safe to send again.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+use crate::store::{NewInvocation, RecordedInvocation, Store};
 
 /// An invocation as read from a request.
 pub(crate) struct InvocationRequest {
-    /// The invocation.
-    pub(crate) invocation: Invocation,
-    idempotency: Option<Idempotency>,
+    new: NewInvocation,
     now: DateTime<Utc>,
+    /// Kept until it is recorded: what was read takes memory too.
+    claim: BodyClaim,
 }
 
 impl InvocationRequest {
+    /// The task that it is a turn of.
+    pub(crate) fn task_id(&self) -> &TaskId {
+        &self.new.invocation.id
+    }
+
     /// Reads an invocation. `source` is how it was invoked, unless it says so itself.
     pub(crate) fn read(
         agent: String,
         agent_version: Option<String>,
         source: &str,
         headers: &HeaderMap,
-        body: &JsonBody,
+        body: JsonBody,
         now: DateTime<Utc>,
-    ) -> Result<Self, Vec<ValidationError>> {
-        let mut errors = Vec::new();
+    ) -> Result<Self, ValidationErrors> {
+        let mut errors = ValidationErrors::new();
         let agent_id = read_agent(agent, &mut errors);
         if agent_version.as_ref().is_some_and(|version| version.contains('\0')) {
             let loc = vec!["query".into(), "version".into()];
@@ -45,17 +48,24 @@ impl InvocationRequest {
             errors.push(ValidationError::invalid_text(loc, TextError::Nul, version));
         }
         let key = read_idempotency_key(headers, &mut errors);
-        let Some(body) = body.required(&mut errors) else { return Err(errors) };
-        let request = format!("{} {body}", agent_version.as_deref().unwrap_or_default());
-        let invocation = BodyReader::for_body(body, &mut errors)
+        let Some(value) = body.required(&mut errors) else { return Err(errors) };
+        let version = agent_version.clone();
+        let invocation = BodyReader::for_body(value, &mut errors)
             .and_then(|body| read_body(body, agent_id, agent_version, source, now));
         match invocation {
             Some(invocation) if errors.is_empty() => {
-                let idempotency = key.map(|key| Idempotency { key, request });
-                Ok(Self { invocation, idempotency, now })
+                let idempotency = key
+                    .map(|key| idempotency::of_invocation(key, source, version.as_deref(), value));
+                let new = NewInvocation { invocation, outcome: None, idempotency };
+                Ok(Self { new, now, claim: body.into_claim() })
             }
             _ => Err(errors),
         }
+    }
+
+    /// The task that it creates or continues.
+    pub(crate) fn task(&self) -> &TaskId {
+        &self.new.invocation.id
     }
 
     /// Records it; with an idempotency key, only once.
@@ -64,46 +74,17 @@ impl InvocationRequest {
         store: &Store,
         organization: OrganizationId,
     ) -> Result<RecordedInvocation, ApiError> {
-        let Self { invocation, idempotency, now } = self;
-        let Some(idempotency) = idempotency else {
-            let task = store.record_invocation(organization, invocation, now).await?;
-            return Ok(RecordedInvocation::New(Box::new(task)));
-        };
-        let answer = |task: &Task| {
-            serde_json::to_string(&AgentExecution::from(task.clone()))
-                .expect("a task is plain data")
-        };
-        // Boxed: the arguments of its statements would make the future of every request large.
-        let recorded =
-            store.record_invocation_once(organization, invocation, &idempotency, now, answer);
-        Ok(Box::pin(recorded).await?)
+        let Self { new, now, claim: _claim } = self;
+        Ok(store.record_invocation(organization, new, now).await?)
     }
 }
 
 /// The agent of a path, or an error.
-pub(crate) fn read_agent(agent: String, errors: &mut Vec<ValidationError>) -> Option<AgentId> {
+pub(crate) fn read_agent(agent: String, errors: &mut ValidationErrors) -> Option<AgentId> {
     AgentId::parse(agent.as_str())
         .map_err(|error| {
             let loc = vec!["path".into(), "agent_id".into()];
             errors.push(ValidationError::invalid_text(loc, error, agent.into()));
-        })
-        .ok()
-}
-
-/// The idempotency key of a request. An empty header is absent.
-fn read_idempotency_key(
-    headers: &HeaderMap,
-    errors: &mut Vec<ValidationError>,
-) -> Option<ShortText> {
-    let key = headers.get(IDEMPOTENCY_KEY)?;
-    let key = String::from_utf8_lossy(key.as_bytes()).into_owned();
-    if key.is_empty() {
-        return None;
-    }
-    ShortText::parse(key.as_str())
-        .map_err(|error| {
-            let loc = vec!["header".into(), IDEMPOTENCY_KEY.into()];
-            errors.push(ValidationError::invalid_text(loc, error, key.into()));
         })
         .ok()
 }
@@ -214,19 +195,18 @@ fn read_user(mut user: BodyReader<'_, '_>) -> (User, Option<UserId>) {
 }
 
 /// Keeps what identifies an MCP server. Commands, headers, environments and keys may hold secrets,
-/// and so may parts of a URL.
+/// and so may every part of a URL but its scheme, host and port: hosted servers have a secret in
+/// the path.
 fn redact_mcp_server(mut server: Map<String, Value>) -> Map<String, Value> {
     const KEPT: [&str; 8] =
         ["id", "name", "type", "url", "transport", "auth_type", "allowed_tools", "description"];
     server.retain(|key, _| KEPT.contains(&key.as_str()));
     if let Some(url) = server.get_mut("url") {
         let parsed = url.as_str().and_then(|text| Url::parse(text).ok()).filter(Url::has_host);
-        *url = parsed.map_or(Value::Null, |mut parsed| {
-            parsed.set_query(None);
-            parsed.set_fragment(None);
-            let _ = parsed.set_username("");
-            let _ = parsed.set_password(None);
-            Value::from(parsed.to_string())
+        *url = parsed.map_or(Value::Null, |parsed| {
+            let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+            let host = parsed.host_str().unwrap_or_default();
+            Value::from(format!("{}://{host}{port}", parsed.scheme()))
         });
     }
     server

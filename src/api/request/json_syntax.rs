@@ -7,6 +7,9 @@ const MAX_DEPTH: usize = 900;
 /// Deepest nesting that is accepted. What is stored must be readable, and `serde_json` reads 127.
 const MAX_ACCEPTED_DEPTH: usize = 120;
 
+/// Most values of a body: objects, arrays and scalars. Each takes memory, however short it is.
+pub(super) const MAX_VALUES: usize = 100_000;
+
 /// Prefix of the names by which `serde_json` marks its own values; it would misread an object with
 /// such a name.
 const RESERVED: &str = "$serde_json::private::";
@@ -20,19 +23,53 @@ pub(crate) enum JsonSyntaxError {
     TooDeep,
     /// It has a name that the parser reserves.
     ReservedName,
+    /// It has too many values.
+    TooManyValues,
+}
+
+/// What to do with an escape of a surrogate without its other half. It is no character. Python
+/// accepts it, and nothing stores it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LoneSurrogates {
+    /// It is an error.
+    Refused,
+    /// The caller replaces it.
+    Replaced,
+}
+
+/// What is known of a text that is JSON.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CheckedJson {
+    /// How many values it has.
+    pub(super) values: usize,
+    /// Where its escapes of lone surrogates begin, in bytes.
+    pub(super) lone_surrogates: Vec<usize>,
 }
 
 /// Checks a text before it is parsed.
 ///
 /// `NaN` and `Infinity` are errors here although Python accepts them: JSON has no such numbers, and
 /// they could not be stored or returned.
-pub(crate) fn check(text: &str) -> Result<(), JsonSyntaxError> {
-    let mut scanner = Scanner { bytes: text.as_bytes(), depth: 0, has_reserved_name: false };
+pub(super) fn check(
+    text: &str,
+    lone_surrogates: LoneSurrogates,
+) -> Result<CheckedJson, JsonSyntaxError> {
+    let mut scanner = Scanner {
+        bytes: text.as_bytes(),
+        depth: 0,
+        has_reserved_name: false,
+        values: 0,
+        replaces: lone_surrogates == LoneSurrogates::Replaced,
+        lone_surrogates: Vec::new(),
+    };
     match scanner.document() {
         Err((at, error)) => Err(JsonSyntaxError::Syntax(text[..at].chars().count(), error)),
         Ok(_) if scanner.depth > MAX_ACCEPTED_DEPTH => Err(JsonSyntaxError::TooDeep),
+        Ok(_) if scanner.values > MAX_VALUES => Err(JsonSyntaxError::TooManyValues),
         Ok(_) if scanner.has_reserved_name => Err(JsonSyntaxError::ReservedName),
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            Ok(CheckedJson { values: scanner.values, lone_surrogates: scanner.lone_surrogates })
+        }
     }
 }
 
@@ -43,6 +80,11 @@ struct Scanner<'t> {
     /// The deepest nesting so far.
     depth: usize,
     has_reserved_name: bool,
+    /// The values so far.
+    values: usize,
+    /// Whether lone surrogates are replaced.
+    replaces: bool,
+    lone_surrogates: Vec<usize>,
 }
 
 impl Scanner<'_> {
@@ -64,10 +106,11 @@ impl Scanner<'_> {
         let mut at = self.skip_space(0);
         loop {
             self.depth = self.depth.max(open.len());
-            if open.len() > MAX_DEPTH {
+            // A value starts here.
+            self.values += 1;
+            if open.len() > MAX_DEPTH || self.values > MAX_VALUES {
                 return Ok(at);
             }
-            // A value starts here.
             match self.byte_at(at) {
                 Some(b'{') => {
                     at = self.skip_space(at + 1);
@@ -134,7 +177,7 @@ impl Scanner<'_> {
         }
     }
 
-    fn scalar(&self, at: usize) -> Scan {
+    fn scalar(&mut self, at: usize) -> Scan {
         if self.byte_at(at) == Some(b'"') {
             return self.string(at);
         }
@@ -171,7 +214,7 @@ impl Scanner<'_> {
         Some(at)
     }
 
-    fn string(&self, start: usize) -> Scan {
+    fn string(&mut self, start: usize) -> Scan {
         const UNTERMINATED: &str = "Unterminated string starting at";
         let mut at = start + 1;
         loop {
@@ -186,7 +229,7 @@ impl Scanner<'_> {
     }
 
     /// An escape whose backslash is at `at`, in the string that starts at `start`.
-    fn escape(&self, start: usize, at: usize) -> Scan {
+    fn escape(&mut self, start: usize, at: usize) -> Scan {
         match self.byte_at(at + 1) {
             None => Err((start, "Unterminated string starting at")),
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
@@ -195,22 +238,22 @@ impl Scanner<'_> {
                 // Python requires a character after the digits.
                 let first =
                     self.hex(at + 2).filter(|_| at + 6 < self.bytes.len()).ok_or(invalid)?;
-                match first {
-                    // A lone surrogate is not a character. Python accepts it, and nothing stores
-                    // it.
-                    0xd800..0xdc00 => {
-                        if self.byte_at(at + 6) != Some(b'\\') || self.byte_at(at + 7) != Some(b'u')
-                        {
-                            return Err(invalid);
-                        }
-                        match self.hex(at + 8).filter(|_| at + 12 < self.bytes.len()) {
-                            Some(0xdc00..0xe000) => Ok(at + 12),
-                            Some(_) => Err(invalid),
-                            None => Err((at + 7, invalid.1)),
-                        }
+                let second_at = match first {
+                    0xd800..0xdc00 if self.bytes[at + 6..].starts_with(b"\\u") => Some(at + 8),
+                    0xd800..0xe000 => None,
+                    _ => return Ok(at + 6),
+                };
+                let second = second_at.map(|second_at| {
+                    self.hex(second_at).filter(|_| second_at + 4 < self.bytes.len())
+                });
+                match second {
+                    Some(Some(0xdc00..0xe000)) => Ok(at + 12),
+                    _ if self.replaces => {
+                        self.lone_surrogates.push(at);
+                        Ok(at + 6)
                     }
-                    0xdc00..0xe000 => Err(invalid),
-                    _ => Ok(at + 6),
+                    Some(None) => Err((at + 7, invalid.1)),
+                    _ => Err(invalid),
                 }
             }
             Some(_) => Err((at, "Invalid \\escape")),

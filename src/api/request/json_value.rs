@@ -2,14 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use crate::api::error::validation::{LocSegment, ValidationError};
+use crate::api::error::validation::{LocSegment, ValidationError, ValidationErrors};
 use crate::domain::{TextError, has_nul};
 
 /// A string that can be stored, or an error.
 pub(super) fn read_string(
     value: &Value,
     loc: Vec<LocSegment>,
-    errors: &mut Vec<ValidationError>,
+    errors: &mut ValidationErrors,
 ) -> Option<String> {
     let Some(text) = value.as_str() else {
         errors.push(not_a_string(loc, value));
@@ -31,7 +31,7 @@ pub(super) fn not_a_string(loc: Vec<LocSegment>, value: &Value) -> ValidationErr
 pub(super) fn read_json_object(
     value: &Value,
     loc: Vec<LocSegment>,
-    errors: &mut Vec<ValidationError>,
+    errors: &mut ValidationErrors,
 ) -> Option<Map<String, Value>> {
     let Value::Object(fields) = value else {
         errors.push(not_a_json_object(loc, value));

@@ -3,7 +3,7 @@
 use super::query_reader::{LosslessInteger, QueryReader};
 use crate::api::cursor::{self, CURSOR};
 use crate::api::error::ApiError;
-use crate::api::error::validation::ValidationError;
+use crate::api::error::validation::{ValidationError, ValidationErrors};
 use crate::domain::{
     AgentId, OrganizationId, PageRequest, PageStart, ShortText, Status, TaskFilter, TaskId,
     TaskPage, UserId,
@@ -93,7 +93,7 @@ pub(crate) async fn fetch_page(
     organization: OrganizationId,
     filter: Option<TaskFilter>,
     page: ParsedPage,
-    errors: Vec<ValidationError>,
+    errors: ValidationErrors,
 ) -> Result<ListedPage, ApiError> {
     let ParsedPage { request, number } = page;
     let Some(request) = request.filter(|_| errors.is_empty()) else { return Err(errors.into()) };

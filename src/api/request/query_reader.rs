@@ -4,9 +4,11 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Number, Value, json};
+use speedate::MicrosecondsPrecisionOverflowBehavior::Truncate;
+use speedate::{DateTimeConfig, TimeConfig};
 use strum::EnumMessage;
 
-use crate::api::error::validation::{LocSegment, ValidationError};
+use crate::api::error::validation::{LocSegment, ValidationError, ValidationErrors};
 use crate::domain::WireEnum;
 
 /// The time of a date alone.
@@ -15,10 +17,18 @@ const MIDNIGHT: speedate::Time =
 
 /// A query string, read parameter by parameter in the contract's order.
 pub(crate) struct QueryReader<'e> {
-    pairs: Vec<(String, String)>,
-    errors: &'e mut Vec<ValidationError>,
+    parameters: Vec<Parameter>,
+    errors: &'e mut ValidationErrors,
     /// Whether to read as the official SDK writes; see [`QueryReader::sdk_dialect`].
     sdk_dialect: bool,
+}
+
+/// A parameter as received.
+struct Parameter {
+    name: String,
+    value: String,
+    /// Whether the route has read it.
+    is_known: bool,
 }
 
 /// An integer as the contract allows it: of up to 4,300 digits.
@@ -31,26 +41,43 @@ pub(crate) struct LosslessInteger {
 }
 
 impl<'e> QueryReader<'e> {
-    pub(crate) fn new(query: Option<&str>, errors: &'e mut Vec<ValidationError>) -> Self {
-        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
-            .map(|(name, value)| (name.into_owned(), value.into_owned()))
+    pub(crate) fn new(query: Option<&str>, errors: &'e mut ValidationErrors) -> Self {
+        let parameters = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+            .map(|(name, value)| Parameter {
+                name: name.into_owned(),
+                value: value.into_owned(),
+                is_known: false,
+            })
             .collect();
-        Self { pairs, errors, sdk_dialect: false }
+        Self { parameters, errors, sdk_dialect: false }
     }
 
     /// Reads as the official SDK writes. An empty value is absent, and the name of an enumeration
     /// may precede its word, as in `AgentExecutionStatus.Completed`.
-    pub(crate) fn sdk_dialect(query: Option<&str>, errors: &'e mut Vec<ValidationError>) -> Self {
+    pub(crate) fn sdk_dialect(query: Option<&str>, errors: &'e mut ValidationErrors) -> Self {
         Self { sdk_dialect: true, ..Self::new(query, errors) }
     }
 
     /// A string. Of repeated parameters the last one counts. An empty string is not absent.
-    pub(crate) fn string(&self, name: &str) -> Option<String> {
+    pub(crate) fn string(&mut self, name: &str) -> Option<String> {
         // Tests compare what is read with what is documented.
         tracing::trace!(target: "task_history::api::fields", parameter = name);
-        let value = self.pairs.iter().rfind(|(other, _)| other == name);
-        let value = value.map(|(_, value)| value.clone());
-        value.filter(|value| !(self.sdk_dialect && value.is_empty()))
+        let parameter = self.parameters.iter_mut().rfind(|parameter| parameter.name == name)?;
+        parameter.is_known = true;
+        let is_absent = self.sdk_dialect && parameter.value.is_empty();
+        (!is_absent).then(|| parameter.value.clone())
+    }
+
+    /// A query string with the parameters that were read, in the order in which they were sent,
+    /// except those with these names.
+    pub(crate) fn known_except(&self, names: &[&str]) -> String {
+        let known = self
+            .parameters
+            .iter()
+            .filter(|parameter| parameter.is_known && !names.contains(&parameter.name.as_str()));
+        form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(known.map(|parameter| (&parameter.name, &parameter.value)))
+            .finish()
     }
 
     /// Adds an error that the caller found.
@@ -83,10 +110,17 @@ impl<'e> QueryReader<'e> {
     }
 
     /// A point in time, as pydantic reads one: ISO 8601, a date alone, or seconds since 1970. It is
-    /// UTC if it has no time zone.
+    /// UTC if it has no time zone. What is shorter than a microsecond is cut off.
     pub(crate) fn datetime(&mut self, name: &'static str) -> Option<DateTime<Utc>> {
         let text = self.string(name)?;
-        let time = speedate::DateTime::parse_str(&text).or_else(|_| {
+        let config = DateTimeConfig {
+            time_config: TimeConfig {
+                microseconds_precision_overflow_behavior: Truncate,
+                unix_timestamp_offset: None,
+            },
+            ..DateTimeConfig::default()
+        };
+        let time = speedate::DateTime::parse_str_with_config(&text, &config).or_else(|_| {
             let date = speedate::Date::parse_str(&text);
             date.map(|date| speedate::DateTime { date, time: MIDNIGHT })
         });
@@ -103,7 +137,8 @@ impl<'e> QueryReader<'e> {
                 ("datetime_from_date_parsing", "datetime or date", error)
             }
         };
-        let msg = format!("Input should be a valid {what}, {error}");
+        let hint = if has_space_for_plus(&text) { SPACE_FOR_PLUS } else { "" };
+        let msg = format!("Input should be a valid {what}, {error}{hint}");
         let error_value = ValidationError::new(kind, loc_of(name), msg, text.into());
         self.errors.push(error_value.with_ctx(json!({ "error": error })));
         None
@@ -145,6 +180,19 @@ impl<'e> QueryReader<'e> {
         self.errors.push(error);
         fallback
     }
+}
+
+/// What most likely went wrong with a time whose time zone follows a space.
+const SPACE_FOR_PLUS: &str = ". A + in a query means a space: write the time zone with %2B";
+
+/// Whether a text ends with a time zone that has a space in place of its sign, as in `00:00 02:00`.
+fn has_space_for_plus(text: &str) -> bool {
+    text.rsplit_once(' ').is_some_and(|(time, zone)| {
+        let digits = zone.replacen(':', "", 1);
+        matches!(digits.len(), 2 | 4)
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+            && time.contains(':')
+    })
 }
 
 fn loc_of(name: &'static str) -> Vec<LocSegment> {

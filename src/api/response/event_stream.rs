@@ -1,69 +1,163 @@
 //! Live events of a task, as server-sent events in the contract's envelope.
+//!
+//! A stream is read from the database as its reader takes it: nothing is read ahead, so a stream
+//! whose reader is slow costs no more memory than one event. What all of them hold is bounded too
+//! (`store/read_budget.rs`).
 
 use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use axum::response::sse::{Event as SseEvent, KeepAlive, KeepAliveStream, Sse};
+use axum::body::Body;
+use axum::http::{HeaderName, header};
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
+use super::event_reader::{EventReader, StreamEnd};
 use super::execution::{AgentExecution, Timestamp};
+use super::json_stream::HeldBytes;
 use crate::api::state::AppState;
-use crate::domain::{Event, EventKind, OrganizationId, Status, Task, TaskId, TurnState};
-use crate::store::{StoreError, Watch};
+use crate::domain::{Credential, EventKind, OrganizationId, Status, Task, TaskId, TurnState};
+use crate::store::{
+    EventBatch, Reservation, STEP_BYTES, StoreError, StoredEvent, TaskPosition, Watch,
+};
 
 /// The answer to a request for events.
-pub(crate) type EventStream = Sse<KeepAliveStream<ReceiverStream<Result<SseEvent, Infallible>>>>;
+pub(crate) type EventStream = ([(HeaderName, &'static str); 3], Body);
 
-/// Most events that wait for a slow reader.
-const MAX_QUEUED_EVENTS: usize = 16;
+/// The last two keep proxies from holding events back, and from compressing them.
+const HEADERS: [(HeaderName, &str); 3] = [
+    (header::CONTENT_TYPE, "text/event-stream"),
+    (header::CACHE_CONTROL, "no-cache, no-transform"),
+    (HeaderName::from_static("x-accel-buffering"), "no"),
+];
 
-/// The contract's envelope around an event.
+/// How long to wait before an unavailable database is read again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The contract's envelope around an event, without its last property, `data`.
 #[derive(Serialize)]
 struct TaskUpdateEvent<'a> {
     r#type: &'a str,
     task_id: &'a str,
     organization_id: String,
     time: Timestamp,
-    data: Value,
 }
 
-/// Streams the events of a task until its turn ends, starting with `task`, its current state.
-/// `watch` was there before that state was read, so no event in between is missed.
-pub(crate) fn stream(state: AppState, watch: Watch, task: Task) -> EventStream {
-    let (sender, receiver) = mpsc::channel(MAX_QUEUED_EVENTS);
-    let keep_alive = KeepAlive::new().interval(state.limits.keep_alive_interval);
+/// Streams the events of a task until its turn ends. `watch` was there before the task was read, so
+/// no event in between is missed.
+pub(crate) fn stream(
+    state: AppState,
+    credential: Credential,
+    watch: Watch,
+    task: (TaskId, TaskPosition),
+    start: StreamStart,
+) -> EventStream {
+    let (id, position) = task;
+    let (sender, receiver) = mpsc::channel(1);
+    // The first event is sent before the reader asks.
+    let demand = Arc::new(Semaphore::new(1));
+    let end = Arc::<OnceLock<StreamEnd>>::default();
+    let keep_alive_interval = state.limits.keep_alive_interval;
+    let task_id = id.clone();
     let stream = EventStreamTask {
         state,
-        organization: task.summary.organization_id,
-        id: task.summary.id.clone(),
-        seen: task.events,
+        organization: credential.organization_id,
+        id,
+        seen: 0,
+        turn: position.turn,
         sender,
+        demand: demand.clone(),
     };
-    tokio::spawn(stream.run(watch, task));
-    Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive)
+    let reader = {
+        let (clock, organization) = (stream.state.clock.clone(), stream.organization);
+        let error = move |end: StreamEnd| {
+            let data = serde_json::to_string(&end.error()).expect("two strings");
+            let time = clock.now();
+            format_event(None, StreamEnd::EVENT_TYPE, organization, &task_id, time, &data)
+        };
+        EventReader::new(receiver, demand, keep_alive_interval, end.clone(), Box::new(error))
+    };
+    tokio::spawn(stream.run(credential, watch, start, end));
+    (HEADERS, Body::from_stream(reader))
 }
 
-/// Why a stream ends.
-enum StreamEnd {
-    /// The turn has ended, or the task was deleted.
-    Finished,
-    /// The client closed the connection, or does not read.
-    ReaderGone,
-    /// The database cannot be read.
-    Failed,
+/// A server-sent event with the contract's envelope. Its data is JSON already, of up to several
+/// megabytes, so it is copied once.
+fn format_event(
+    number: Option<i64>,
+    kind: &str,
+    organization: OrganizationId,
+    id: &TaskId,
+    time: DateTime<Utc>,
+    data: &str,
+) -> Bytes {
+    let envelope = TaskUpdateEvent {
+        r#type: kind,
+        task_id: id.as_str(),
+        organization_id: organization.to_string(),
+        time: Timestamp::from(time),
+    };
+    let envelope = serde_json::to_string(&envelope).expect("strings");
+    // The end of a line would end the field. In JSON it is a space, outside of strings.
+    let one_line = data.contains(['\n', '\r']).then(|| data.replace(['\n', '\r'], " "));
+    let data = one_line.as_deref().unwrap_or(data);
+    let id = number.map(|number| format!("id: {number}\n")).unwrap_or_default();
+    let parts = [&id, "data: ", envelope.trim_end_matches('}'), ",\"data\":", data, "}\n\n"];
+    Bytes::from(parts.concat())
 }
 
-impl From<StoreError> for StreamEnd {
-    fn from(error: StoreError) -> Self {
-        if matches!(error, StoreError::TaskNotFound) {
-            return Self::Finished;
-        }
-        tracing::warn!(%error, "event stream aborted");
-        Self::Failed
-    }
+/// Where a stream begins.
+pub(crate) enum StreamStart {
+    /// With the event after this one.
+    After(i64),
+    /// With a state of the task.
+    At(WrittenState),
+}
+
+/// A state of a task, written as the data of an event.
+pub(crate) struct WrittenState {
+    turn: i32,
+    /// The number of the task's latest event.
+    event: i64,
+    kind: &'static str,
+    time: DateTime<Utc>,
+    json: String,
+    reservation: Reservation,
+}
+
+/// Reads the current state of a task, and writes it.
+pub(crate) async fn read_state(
+    state: &AppState,
+    organization: OrganizationId,
+    id: &TaskId,
+) -> Result<WrittenState, StoreError> {
+    let reservation = state.store.start_read(organization).await?;
+    let task = state.store.get_task(organization, id).await?;
+    let (turn, event, time) = (task.turn.number, task.events, task.summary.updated_at);
+    let kind = match task.turn.state.status {
+        Status::Pending => EventKind::CREATED,
+        status if status.is_terminal() => EventKind::FINISHED,
+        _ => EventKind::UPDATED,
+    };
+    let (json, reservation) = write_task(state, organization, task, reservation).await?;
+    Ok(WrittenState { turn, event, kind, time, json, reservation })
+}
+
+/// A task as JSON, and the memory that it takes.
+async fn write_task(
+    state: &AppState,
+    organization: OrganizationId,
+    task: Task,
+    mut reservation: Reservation,
+) -> Result<(String, Reservation), StoreError> {
+    let json = serde_json::to_string(&AgentExecution::from(task)).expect("plain data");
+    state.store.hold_read(organization, &mut reservation, json.len()).await?;
+    reservation.end_read(json.len());
+    Ok((json, reservation))
 }
 
 /// The source of one stream. It reads events and sends them to the reader, and keeps only the
@@ -73,106 +167,224 @@ struct EventStreamTask {
     organization: OrganizationId,
     id: TaskId,
     seen: i64,
-    sender: mpsc::Sender<Result<SseEvent, Infallible>>,
+    /// The turn that it follows. The end of this turn or of a later one ends the stream.
+    turn: i32,
+    sender: mpsc::Sender<Bytes>,
+    /// One permit if the reader waits for an event.
+    demand: Arc<Semaphore>,
 }
 
 impl EventStreamTask {
-    async fn run(mut self, watch: Watch, task: Task) {
-        if self.send_state(task).await.is_err() {
-            return;
+    async fn run(
+        mut self,
+        credential: Credential,
+        watch: Watch,
+        start: StreamStart,
+        end: Arc<OnceLock<StreamEnd>>,
+    ) {
+        let (stopping, sender) = (self.state.stopping.clone(), self.sender.clone());
+        let mut key = self.state.store.watch_key(credential, &self.state.clock);
+        let ended = tokio::select! {
+            followed = self.follow(&watch, start) => match followed {
+                Ok(never) => match never {},
+                Err(end) => end,
+            },
+            () = key.ended() => StreamEnd::KeyEnded,
+            () = stopping.cancelled() => StreamEnd::Stopping,
+            () = sender.closed() => return,
+        };
+        if !matches!(ended, StreamEnd::Finished) {
+            tracing::info!(reason = ended.code(), "event stream aborted");
+        }
+        // Before the sender is dropped, which ends the reader.
+        let _ = end.set(ended);
+    }
+
+    async fn follow(&mut self, watch: &Watch, start: StreamStart) -> Result<Infallible, StreamEnd> {
+        match start {
+            StreamStart::After(event) => {
+                self.seen = event;
+                self.catch_up().await?;
+                if self.has_ended().await? {
+                    // The reader may know the end. No event would tell it again.
+                    self.send_current_state().await?;
+                }
+            }
+            StreamStart::At(state) => self.send_state(state).await?,
         }
         loop {
-            tokio::select! {
-                () = watch.changed() => {}
-                () = tokio::time::sleep(self.state.limits.recheck_interval) => {}
-                () = self.sender.closed() => return,
-                () = self.state.stopping.cancelled() => return,
-            }
-            if self.catch_up().await.is_err() {
-                return;
-            }
+            let recheck_interval = self.state.limits.recheck_interval;
+            let _ = tokio::time::timeout(recheck_interval, watch.changed()).await;
+            self.catch_up().await?;
         }
     }
 
     /// Sends all events since the last one that was sent.
     async fn catch_up(&mut self) -> Result<(), StreamEnd> {
+        let mut is_incomplete = false;
         loop {
-            let read = self.state.store.read_events(self.organization, &self.id, self.seen).await;
-            let events = match read {
-                Ok(events) => events,
-                Err(error) => return Err(StreamEnd::from(error)),
-            };
-            for event in events.events {
+            self.await_demand().await?;
+            let (batch, reservation) = self.read_events().await?;
+            let is_end = batch.events.is_empty();
+            let mut reservation = Some(reservation);
+            for event in batch.events {
+                is_incomplete |= event.number != self.seen + 1;
                 self.seen = event.number;
-                self.send_event(event).await?;
+                // A large event is alone in its batch, and what it takes is free once it is sent.
+                let is_large = event.data.len() > STEP_BYTES;
+                let of_event = if is_large { reservation.take() } else { None };
+                self.send_event(event, of_event).await?;
             }
-            if events.has_more {
+            if batch.latest > self.seen && !is_end {
                 continue;
             }
-            if events.latest > self.seen {
-                // An event was not stored: the watch was lost for a moment.
-                let task = self.fetch(None).await?;
-                self.seen = task.events;
-                self.send_state(task).await?;
+            if is_incomplete || batch.latest > self.seen {
+                // An event was not stored, because nobody watched when it happened.
+                self.send_current_state().await?;
             }
             return Ok(());
         }
     }
 
-    async fn fetch(&self, turn: Option<i32>) -> Result<Task, StreamEnd> {
-        let task = match turn {
-            Some(turn) => {
-                self.state.store.get_task_at_turn(self.organization, &self.id, turn).await
+    /// Reads the next events, and holds memory for them.
+    async fn read_events(&self) -> Result<(EventBatch, Reservation), StreamEnd> {
+        let (organization, store) = (self.organization, &self.state.store);
+        let started = Instant::now();
+        loop {
+            let read = async {
+                let mut reservation = store.start_read(organization).await?;
+                let batch = store.read_events(organization, &self.id, self.seen).await?;
+                let bytes = batch.events.iter().map(|event| event.data.len()).sum();
+                store.hold_read(organization, &mut reservation, bytes).await?;
+                reservation.end_read(bytes);
+                Ok((batch, reservation))
+            };
+            match read.await {
+                Ok(read) => return Ok(read),
+                Err(error) => self.before_retry(error, started).await?,
             }
-            None => self.state.store.get_task(self.organization, &self.id).await,
-        };
-        task.map_err(StreamEnd::from)
+        }
     }
 
-    /// Sends the current state of the task.
-    async fn send_state(&self, task: Task) -> Result<(), StreamEnd> {
-        let time = task.summary.updated_at;
-        let state = &task.turn.state;
-        let kind = match state.status {
-            Status::Pending => EventKind::Created,
-            _ => EventKind::Reported(state.clone()),
-        };
-        self.send(&kind, json!(AgentExecution::from(task)), time).await
-    }
-
-    async fn send_event(&self, event: Event) -> Result<(), StreamEnd> {
-        let Event { number: _, turn, kind, created_at } = event;
-        let data = match &kind {
-            EventKind::Pushed(_, data) => data.clone(),
-            EventKind::Created | EventKind::Reported(_) => {
-                let task = self.fetch(Some(turn)).await?;
-                let state = match &kind {
-                    EventKind::Reported(state) => state.clone(),
-                    EventKind::Created | EventKind::Pushed(..) => TurnState::pending(),
-                };
-                json!(AgentExecution::from(task.with_turn_state(state)))
+    /// Reads the task as one of its turns left it.
+    async fn fetch(&self, turn: i32) -> Result<(Task, Reservation), StreamEnd> {
+        let (organization, store) = (self.organization, &self.state.store);
+        let started = Instant::now();
+        loop {
+            let read = async {
+                let reservation = store.start_read(organization).await?;
+                let task = store.get_task_at_turn(organization, &self.id, turn).await?;
+                Ok((task, reservation))
+            };
+            match read.await {
+                Ok(read) => return Ok(read),
+                Err(error) => self.before_retry(error, started).await?,
             }
-        };
-        self.send(&kind, data, created_at).await
+        }
     }
 
+    /// Waits before a read is repeated that has failed since `started`. The database may be back
+    /// before the reader has to open another stream.
+    async fn before_retry(&self, error: StoreError, started: Instant) -> Result<(), StreamEnd> {
+        let end = match &error {
+            StoreError::TaskNotFound => return Err(StreamEnd::Deleted),
+            StoreError::Unavailable(_) | StoreError::Locked(_) => StreamEnd::Unavailable,
+            _ => StreamEnd::Failed,
+        };
+        let is_late = started.elapsed() >= self.state.limits.stream_retry_timeout;
+        if is_late || !matches!(end, StreamEnd::Unavailable) {
+            tracing::warn!(%error, "failed to read the events of a stream");
+            return Err(end);
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+        Ok(())
+    }
+
+    async fn send_current_state(&mut self) -> Result<(), StreamEnd> {
+        self.await_demand().await?;
+        let started = Instant::now();
+        loop {
+            match read_state(&self.state, self.organization, &self.id).await {
+                Ok(state) => return self.send_state(state).await,
+                Err(error) => self.before_retry(error, started).await?,
+            }
+        }
+    }
+
+    async fn send_state(&mut self, state: WrittenState) -> Result<(), StreamEnd> {
+        let WrittenState { turn, event, kind, time, json, reservation } = state;
+        self.seen = event;
+        self.send(turn, kind, json, time, Some(reservation)).await
+    }
+
+    async fn has_ended(&self) -> Result<bool, StreamEnd> {
+        let started = Instant::now();
+        loop {
+            match self.state.store.get_position(self.organization, &self.id).await {
+                Ok(position) => return Ok(position.status.is_terminal()),
+                Err(error) => self.before_retry(error, started).await?,
+            }
+        }
+    }
+
+    async fn send_event(
+        &self,
+        event: StoredEvent,
+        reservation: Option<Reservation>,
+    ) -> Result<(), StreamEnd> {
+        if !EventKind::is_state_type(&event.kind) {
+            let StoredEvent { turn, kind, data, created_at, .. } = event;
+            return self.send(turn, &kind, data, created_at, reservation).await;
+        }
+        let parsed = event.into_event(self.organization, &self.id);
+        let event = parsed.map_err(|error| {
+            tracing::warn!(%error, "failed to read an event of a stream");
+            StreamEnd::Failed
+        })?;
+        self.await_demand().await?;
+        let (task, reservation) = self.fetch(event.turn).await?;
+        let state = match &event.kind {
+            EventKind::Reported(state) => state.clone(),
+            EventKind::Created | EventKind::Pushed(..) => TurnState::pending(),
+        };
+        let task = task.with_turn_state(state);
+        let written = write_task(&self.state, self.organization, task, reservation).await;
+        let (data, reservation) = written.map_err(|_| StreamEnd::Unavailable)?;
+        let (turn, kind) = (event.turn, event.kind.as_str());
+        self.send(turn, kind, data, event.created_at, Some(reservation)).await
+    }
+
+    /// Sends the event [`EventStreamTask::seen`] once the reader wants one. What was reserved for
+    /// it is free once the connection has written it.
     async fn send(
         &self,
-        kind: &EventKind,
-        data: Value,
+        turn: i32,
+        kind: &str,
+        data: String,
         time: DateTime<Utc>,
+        reservation: Option<Reservation>,
     ) -> Result<(), StreamEnd> {
-        let envelope = TaskUpdateEvent {
-            r#type: kind.as_str(),
-            task_id: self.id.as_str(),
-            organization_id: self.organization.to_string(),
-            time: Timestamp::from(time),
-            data,
+        self.await_demand().await?;
+        let text = format_event(Some(self.seen), kind, self.organization, &self.id, time, &data);
+        drop(data);
+        let event = match reservation {
+            Some(reservation) => HeldBytes::hold(text, reservation),
+            None => text,
         };
-        let text = serde_json::to_string(&envelope).expect("an event is plain data");
-        let event = Ok(SseEvent::default().data(text));
-        let timeout = self.state.limits.slow_reader_timeout;
-        self.sender.send_timeout(event, timeout).await.map_err(|_| StreamEnd::ReaderGone)?;
-        if kind.as_str() == EventKind::FINISHED { Err(StreamEnd::Finished) } else { Ok(()) }
+        if let Ok(permit) = self.demand.try_acquire() {
+            permit.forget();
+        }
+        self.sender.send(event).await.map_err(|_| StreamEnd::SlowReader)?;
+        let ends = kind == EventKind::FINISHED && turn >= self.turn;
+        if ends { Err(StreamEnd::Finished) } else { Ok(()) }
+    }
+
+    /// Waits until the reader wants an event.
+    async fn await_demand(&self) -> Result<(), StreamEnd> {
+        let timeout = self.state.limits.event_timeout;
+        match tokio::time::timeout(timeout, self.demand.acquire()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(StreamEnd::SlowReader),
+        }
     }
 }

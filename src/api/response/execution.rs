@@ -1,13 +1,14 @@
 //! The contract's objects in answers: every key present, in the contract's order.
 
 use axum::Json;
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Timelike, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::TASK_TURN;
 use crate::api::openapi::schemas;
 use crate::domain::{Input, OutputFormat, ReasoningEffort, Status, Task, TaskId, ThinkMode, User};
 use crate::store::RecordedInvocation;
@@ -237,11 +238,30 @@ impl From<Task> for AgentExecution {
     }
 }
 
+/// The header of a turn, as a part of an answer.
+pub(crate) type TurnHeader = [(HeaderName, HeaderValue); 1];
+
+/// The header of a turn, by its number.
+pub(crate) fn turn_header(turn: i32) -> TurnHeader {
+    [(HeaderName::from_static(TASK_TURN), HeaderValue::from(turn))]
+}
+
+/// A whole task as an answer, which tells its turn.
+pub(crate) struct TaskResponse(pub(crate) Task);
+
+impl IntoResponse for TaskResponse {
+    fn into_response(self) -> Response {
+        (turn_header(self.0.turn.number), Json(AgentExecution::from(self.0))).into_response()
+    }
+}
+
 /// The answer to an invocation that was recorded, the same for its repetitions.
 pub(crate) fn recorded_response(recorded: RecordedInvocation) -> Response {
     match recorded {
-        RecordedInvocation::New(task) => Json(AgentExecution::from(*task)).into_response(),
-        RecordedInvocation::Replayed { answer, .. } => {
+        RecordedInvocation::New(task) | RecordedInvocation::Replayed(task) => {
+            TaskResponse(*task).into_response()
+        }
+        RecordedInvocation::Answered { answer, .. } => {
             ([(header::CONTENT_TYPE, "application/json")], answer).into_response()
         }
     }

@@ -3,15 +3,29 @@
 //! It is most of a list's cost in the service, so it is written directly from the tasks, without an
 //! object for each. `schemas::TasksListItem` and `schemas::PaginatedTasks` describe it.
 
-use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use std::collections::{HashMap, VecDeque};
+
 use serde_json::Number;
 
 use super::execution::Timestamp;
-use crate::domain::{AgentId, PageRequest, TaskId, TaskPage, TaskSummary, UserId, WireEnum};
+use super::json_stream::{JsonParts, Part};
+use crate::domain::{
+    AgentId, OrganizationId, PageRequest, TaskId, TaskPage, TaskSummary, UserId, WireEnum,
+};
+use crate::store::{STEP_BYTES, Store, StoreError};
 
 /// The body of a list.
-pub(crate) struct TaskListBody(Vec<u8>);
+pub(crate) struct TaskListBody {
+    store: Store,
+    organization: OrganizationId,
+    tasks: VecDeque<TaskSummary>,
+    /// Those of `tasks` whose texts are read while the body is sent.
+    unread: HashMap<TaskId, usize>,
+    /// What comes before the first item, until it is written.
+    start: Option<&'static [u8]>,
+    end: String,
+    has_items: bool,
+}
 
 /// Bytes reserved for an item beside its title and its result. Most items need less.
 const ITEM_BYTES: usize = 512;
@@ -19,53 +33,97 @@ const ITEM_BYTES: usize = 512;
 impl TaskListBody {
     /// A page with its total and its numbers. `number` is the page's number as the client wrote it,
     /// which may exceed 64 bits.
-    pub(crate) fn page(page: &TaskPage, request: &PageRequest, number: &Number) -> Self {
-        let mut out = with_capacity_for(&page.items);
-        out.extend_from_slice(br#"{"items":"#);
-        push_items(&mut out, &page.items);
-        let numbers = format!(
-            r#","total":{},"page":{number},"per_page":{},"total_pages":{}}}"#,
+    pub(crate) fn page(
+        store: Store,
+        organization: OrganizationId,
+        page: TaskPage,
+        request: &PageRequest,
+        number: &Number,
+    ) -> Self {
+        let end = format!(
+            r#"],"total":{},"page":{number},"per_page":{},"total_pages":{}}}"#,
             page.total,
             request.limit(),
             request.pages_for(page.total)
         );
-        out.extend_from_slice(numbers.as_bytes());
-        Self(out)
+        let start: &[u8] = br#"{"items":["#;
+        Self { start: Some(start), end, ..Self::array(store, organization, page) }
     }
 
     /// A page as a bare array, as the official SDK expects it.
-    pub(crate) fn array(page: &TaskPage) -> Self {
-        let mut out = with_capacity_for(&page.items);
-        push_items(&mut out, &page.items);
-        Self(out)
-    }
-}
-
-impl IntoResponse for TaskListBody {
-    fn into_response(self) -> Response {
-        let content_type = HeaderValue::from_static("application/json");
-        ([(header::CONTENT_TYPE, content_type)], self.0).into_response()
-    }
-}
-
-fn with_capacity_for(tasks: &[TaskSummary]) -> Vec<u8> {
-    let texts = |task: &TaskSummary| {
-        task.title.as_ref().map_or(0, String::len) + task.result.as_ref().map_or(0, String::len)
-    };
-    Vec::with_capacity(
-        tasks.iter().map(|task| texts(task) + ITEM_BYTES).sum::<usize>() + ITEM_BYTES,
-    )
-}
-
-fn push_items(out: &mut Vec<u8>, tasks: &[TaskSummary]) {
-    out.push(b'[');
-    for (at, task) in tasks.iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
+    pub(crate) fn array(store: Store, organization: OrganizationId, page: TaskPage) -> Self {
+        Self {
+            store,
+            organization,
+            tasks: page.items.into(),
+            unread: page.unread,
+            start: Some(b"["),
+            end: "]".to_owned(),
+            has_items: false,
         }
-        push_item(out, task);
     }
-    out.push(b']');
+
+    /// The next tasks with long texts, as many as a step reads, and the bytes of these texts.
+    fn next_unread(&self) -> (Vec<TaskId>, usize) {
+        let mut bytes = 0;
+        let mut ids = Vec::new();
+        for task in &self.tasks {
+            let Some(size) = self.unread.get(&task.id) else { continue };
+            if !ids.is_empty() && bytes + size > STEP_BYTES {
+                break;
+            }
+            bytes += size;
+            ids.push(task.id.clone());
+        }
+        (ids, bytes)
+    }
+
+    /// Writes the next tasks, up to the first whose texts are still unread. `read` has those that
+    /// were read for this part, and `None` for one that was deleted meanwhile.
+    fn push_items(&mut self, out: &mut Vec<u8>, mut read: HashMap<TaskId, Option<TaskSummary>>) {
+        while let Some(task) = self.tasks.pop_front_if(|task| !self.unread.contains_key(&task.id)) {
+            let Some(task) = read.remove(&task.id).unwrap_or(Some(task)) else { continue };
+            if std::mem::replace(&mut self.has_items, true) {
+                out.push(b',');
+            }
+            push_item(out, &task);
+        }
+    }
+}
+
+impl JsonParts for TaskListBody {
+    async fn write_part(&mut self, out: &mut Vec<u8>) -> Result<Part, StoreError> {
+        let mut reservation = None;
+        if let Some(start) = self.start.take() {
+            // The first part is what has been read already, so it waits for no memory.
+            out.reserve(self.tasks.iter().map(item_bytes).sum::<usize>() + ITEM_BYTES);
+            out.extend_from_slice(start);
+            self.push_items(out, HashMap::new());
+        } else {
+            let (ids, bytes) = self.next_unread();
+            let mut step = self.store.read_summaries(self.organization, &ids, bytes).await?;
+            out.reserve(bytes + ids.len() * ITEM_BYTES);
+            for id in &ids {
+                self.unread.remove(id);
+            }
+            let read = ids.into_iter().filter(|id| !step.unread.contains_key(id));
+            let read = read.map(|id| (id.clone(), step.tasks.remove(&id))).collect();
+            self.unread.extend(step.unread);
+            self.push_items(out, read);
+            reservation = Some(step.reservation);
+        }
+        let is_last = self.tasks.is_empty();
+        if is_last {
+            out.extend_from_slice(self.end.as_bytes());
+        }
+        Ok(Part { is_last, reservation })
+    }
+}
+
+/// The bytes of an item in JSON, more or less.
+fn item_bytes(task: &TaskSummary) -> usize {
+    let text = |text: Option<&String>| text.map_or(0, String::len);
+    text(task.title.as_ref()) + text(task.result.as_ref()) + ITEM_BYTES
 }
 
 /// Writes one task: every key, in the contract's order.

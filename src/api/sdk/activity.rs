@@ -1,7 +1,7 @@
 //! The activity log of a task.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -10,8 +10,10 @@ use crate::api::error::ApiError;
 use crate::api::openapi::errors::{TaskNotFound, Unauthenticated};
 use crate::api::request::path::TaskPath;
 use crate::api::response::execution::{Timestamp, UserResponse};
+use crate::api::response::json_stream::{JsonParts, Part, push_json, respond};
 use crate::api::state::AppState;
-use crate::domain::{Event, EventKind, Message, Role, TaskId, ThreadTurn};
+use crate::domain::{Event, EventKind, Message, OrganizationId, Role, TaskId, ThreadEntry};
+use crate::store::{Reservation, Store, StoreError, ThreadReader, ThreadScope, ThreadStep};
 
 /// Get a task's activity log
 ///
@@ -32,52 +34,149 @@ pub(crate) async fn get_activity(
     caller: Caller<Read>,
     State(state): State<AppState>,
     TaskPath(id): TaskPath,
-) -> Result<Json<ActivityThread>, ApiError> {
+) -> Result<Response, ApiError> {
+    let store = state.store.clone();
     let organization = caller.organization();
-    let turns = state.store.list_thread_turns(organization, &id).await?;
-    let created_at = turns.first().map(|turn| turn.created_at).ok_or(ApiError::TaskNotFound)?;
-    let events = state.store.list_pushed_events(organization, &id).await?;
-    let mut events = events.into_iter().peekable();
-    let user = turns.iter().find_map(|turn| turn.input.user.clone()).map(UserResponse::from);
-    let mut messages = Vec::new();
-    for turn in turns {
-        let number = turn.turn;
-        // A turn's events are between its question and its answer.
-        let mut turn_messages = ThreadTurn::messages(turn);
-        messages.extend(turn_messages.next().map(message_entry));
-        while let Some(event) = events.next_if(|event| event.turn <= number) {
-            messages.push(event_entry(&id, event));
-        }
-        messages.extend(turn_messages.map(message_entry));
-    }
-    Ok(Json(ActivityThread { id: id.to_string(), created_at: created_at.into(), messages, user }))
+    let reader = store.read_thread(organization, &id, ThreadScope::TaskWithEvents);
+    let user = UserOfThread::Unknown;
+    respond(&state, ActivityBody { store, organization, id, reader, stage: Stage::Start, user })
+        .await
 }
 
-/// A task's activity log
-#[derive(Debug, Serialize)]
-pub(crate) struct ActivityThread {
+/// A task's activity log.
+struct ActivityBody {
+    store: Store,
+    organization: OrganizationId,
+    id: TaskId,
+    reader: ThreadReader,
+    stage: Stage,
+    user: UserOfThread,
+}
+
+/// What comes next.
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Start,
+    Entries,
+    User,
+}
+
+/// The user of the first turn that has one. The log ends with it.
+enum UserOfThread {
+    Unknown,
+    Written(Vec<u8>),
+    /// A large one, which is read again when it is written.
+    OfTurn(i32),
+}
+
+/// Most bytes of a user that are kept until the end of the log.
+const MAX_KEPT_USER_BYTES: usize = 64 << 10;
+
+impl JsonParts for ActivityBody {
+    async fn write_part(&mut self, out: &mut Vec<u8>) -> Result<Part, StoreError> {
+        if self.stage == Stage::User {
+            let reservation = self.write_user(out).await?;
+            return Ok(Part { is_last: true, reservation });
+        }
+        let ThreadStep { entries, is_last, reservation } = self.reader.next_step().await?;
+        for (_, entry) in entries {
+            if self.stage == Stage::Start {
+                self.write_start(out, &entry);
+                self.stage = Stage::Entries;
+            } else {
+                out.push(b',');
+            }
+            match entry {
+                ThreadEntry::Message(message) => self.write_message(out, *message),
+                ThreadEntry::Event(event) => push_json(out, &event_entry(&self.id, event)),
+            }
+        }
+        if is_last {
+            self.stage = Stage::User;
+            // A large user is a part of its own: no part waits for memory while it holds some.
+            if !matches!(self.user, UserOfThread::OfTurn(_)) {
+                self.write_user(out).await?;
+                return Ok(Part { is_last: true, reservation });
+            }
+        }
+        Ok(Part { is_last: false, reservation })
+    }
+}
+
+impl ActivityBody {
+    fn write_start(&self, out: &mut Vec<u8>, first: &ThreadEntry) {
+        let created_at = match first {
+            ThreadEntry::Message(message) => message.created_at,
+            ThreadEntry::Event(event) => event.created_at,
+        };
+        out.extend_from_slice(br#"{"id":"#);
+        push_json(out, self.id.as_str());
+        out.extend_from_slice(br#","created_at":"#);
+        push_json(out, &Timestamp::from(created_at));
+        out.extend_from_slice(br#","messages":["#);
+    }
+
+    fn write_message(&mut self, out: &mut Vec<u8>, message: Message) {
+        let Message { id, role, turn, text, input, created_at } = message;
+        let (files, user) =
+            input.map(|input| (input.files.unwrap_or_default(), input.user)).unwrap_or_default();
+        let user = user.map(UserResponse::from);
+        if let (UserOfThread::Unknown, Some(user)) = (&self.user, &user) {
+            let mut json = Vec::new();
+            push_json(&mut json, user);
+            self.user = if json.len() <= MAX_KEPT_USER_BYTES {
+                UserOfThread::Written(json)
+            } else {
+                UserOfThread::OfTurn(turn)
+            };
+        }
+        let role = match role {
+            Role::User => "user",
+            Role::Agent => "agent",
+        };
+        let content = MessageContent { text, files };
+        push_json(out, &MessageEntry { id, created_at: created_at.into(), role, content, user });
+    }
+
+    async fn write_user(&mut self, out: &mut Vec<u8>) -> Result<Option<Reservation>, StoreError> {
+        out.extend_from_slice(br#"],"user":"#);
+        let mut reservation = None;
+        match &self.user {
+            UserOfThread::Unknown => out.extend_from_slice(b"null"),
+            UserOfThread::Written(json) => out.extend_from_slice(json),
+            UserOfThread::OfTurn(turn) => {
+                let mut reader = self.store.read_question(self.organization, &self.id, *turn);
+                let mut step = reader.next_step().await?;
+                if step.entries.is_empty() && !step.is_last {
+                    step = reader.next_step().await?;
+                }
+                reservation = step.reservation;
+                let user = step.entries.into_iter().find_map(|(_, entry)| match entry {
+                    ThreadEntry::Message(message) => message.input?.user,
+                    ThreadEntry::Event(_) => None,
+                });
+                push_json(out, &user.map(UserResponse::from));
+            }
+        }
+        out.push(b'}');
+        Ok(reservation)
+    }
+}
+
+/// An entry for a message.
+#[derive(Serialize)]
+struct MessageEntry {
     id: String,
     created_at: Timestamp,
-    messages: Vec<Value>,
+    role: &'static str,
+    content: MessageContent,
     user: Option<UserResponse>,
 }
 
-fn message_entry(message: Message) -> Value {
-    let role = match message.role {
-        Role::User => "user",
-        Role::Agent => "agent",
-    };
-    let (files, user) = message
-        .input
-        .map(|input| (input.files.unwrap_or_default(), input.user))
-        .unwrap_or_default();
-    json!({
-        "id": message.id,
-        "created_at": Timestamp::from(message.created_at),
-        "role": role,
-        "content": { "text": message.text, "files": files },
-        "user": user.map(UserResponse::from),
-    })
+#[derive(Serialize)]
+struct MessageContent {
+    text: String,
+    files: Vec<String>,
 }
 
 /// An entry for a pushed event: its own data with the log's id and time.

@@ -1,6 +1,5 @@
 //! The official SDK's lists, invocations and stops.
 
-use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -8,6 +7,7 @@ use axum::response::Response;
 use super::SOURCE;
 use crate::api::auth::{Caller, Read, Write};
 use crate::api::error::ApiError;
+use crate::api::error::validation::ValidationErrors;
 use crate::api::openapi::errors::{
     BodyUnreadable, Conflict, ReadOnlyKey, TaskNotFound, Unauthenticated,
 };
@@ -17,10 +17,13 @@ use crate::api::request::invocation::InvocationRequest;
 use crate::api::request::list_query::{PageSizes, ParsedPage, fetch_page, read_filter};
 use crate::api::request::path::{AgentPath, TaskPath, UserPath};
 use crate::api::request::query_reader::QueryReader;
-use crate::api::response::execution::{AgentExecution, recorded_response};
+use crate::api::request::text_header::read_text_header;
+use crate::api::response::execution::{AgentExecution, TaskResponse, recorded_response};
+use crate::api::response::json_stream::respond;
+use crate::api::response::large_execution::task_response;
 use crate::api::response::task_list_json::TaskListBody;
 use crate::api::state::AppState;
-use crate::domain::{TaskFilter, UserId};
+use crate::domain::{OrganizationId, TaskFilter, UserId};
 
 /// The SDK has no pages and reads one list. Production also returns at most a thousand tasks.
 const PAGE_SIZES: PageSizes = PageSizes { default: 1000, max: 1000 };
@@ -44,13 +47,23 @@ pub(crate) async fn list_agent_history(
     State(state): State<AppState>,
     AgentPath(agent): AgentPath,
     RawQuery(query): RawQuery,
-) -> Result<TaskListBody, ApiError> {
-    let mut errors = Vec::new();
+) -> Result<Response, ApiError> {
+    let mut errors = ValidationErrors::new();
     let mut query = QueryReader::sdk_dialect(query.as_deref(), &mut errors);
     let page = ParsedPage::read(&mut query, &PAGE_SIZES);
     let filter = read_filter(&mut query, Some(agent));
-    let page = fetch_page(&state.store, caller.organization(), filter, page, errors).await?;
-    Ok(TaskListBody::array(&page.tasks))
+    list(&state, caller.organization(), filter, page, errors).await
+}
+
+async fn list(
+    state: &AppState,
+    organization: OrganizationId,
+    filter: Option<TaskFilter>,
+    page: ParsedPage,
+    errors: ValidationErrors,
+) -> Result<Response, ApiError> {
+    let page = fetch_page(&state.store, organization, filter, page, errors).await?;
+    respond(state, TaskListBody::array(state.store.clone(), organization, page.tasks)).await
 }
 
 /// List a user's tasks, as the SDK does
@@ -72,8 +85,8 @@ pub(crate) async fn list_user_history(
     State(state): State<AppState>,
     UserPath(user): UserPath,
     RawQuery(query): RawQuery,
-) -> Result<TaskListBody, ApiError> {
-    let mut errors = Vec::new();
+) -> Result<Response, ApiError> {
+    let mut errors = ValidationErrors::new();
     let mut query = QueryReader::sdk_dialect(query.as_deref(), &mut errors);
     let page = ParsedPage::read(&mut query, &PAGE_SIZES);
     let filter = read_filter(&mut query, None);
@@ -83,8 +96,7 @@ pub(crate) async fn list_user_history(
         let agrees = filter.user_id.as_ref().is_none_or(|other| *other == user);
         agrees.then_some(TaskFilter { user_id: Some(user), ..filter })
     });
-    let page = fetch_page(&state.store, caller.organization(), filter, page, errors).await?;
-    Ok(TaskListBody::array(&page.tasks))
+    list(&state, caller.organization(), filter, page, errors).await
 }
 
 /// Get a task, as the SDK does
@@ -106,8 +118,8 @@ pub(crate) async fn get_status(
     caller: Caller<Read>,
     State(state): State<AppState>,
     TaskPath(task): TaskPath,
-) -> Result<Json<AgentExecution>, ApiError> {
-    Ok(Json(state.store.get_task(caller.organization(), &task).await?.into()))
+) -> Result<Response, ApiError> {
+    task_response(&state, state.store.get_task(caller.organization(), &task).await?).await
 }
 
 /// Invoke an agent, as the SDK does
@@ -135,10 +147,13 @@ pub(crate) async fn create_task(
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let version = headers.get("x-agent-version").and_then(|version| version.to_str().ok());
-    let version = version.map(str::to_owned);
+    let mut errors = ValidationErrors::new();
+    let version = read_text_header(&headers, "x-agent-version", &mut errors);
+    if !errors.is_empty() {
+        return Err(errors.into());
+    }
     let now = state.clock.now();
-    let invocation = InvocationRequest::read(agent, version, SOURCE, &headers, &body, now)?;
+    let invocation = InvocationRequest::read(agent, version, SOURCE, &headers, body, now)?;
     let recorded = invocation.record(&state.store, caller.organization()).await?;
     Ok(recorded_response(recorded))
 }
@@ -163,7 +178,7 @@ pub(crate) async fn stop_task(
     caller: Caller<Write>,
     State(state): State<AppState>,
     TaskPath(task): TaskPath,
-) -> Result<Json<AgentExecution>, ApiError> {
+) -> Result<TaskResponse, ApiError> {
     let task = state.store.stop_task(caller.organization(), &task, state.clock.now()).await?;
-    Ok(Json(task.into()))
+    Ok(TaskResponse(task))
 }

@@ -1,33 +1,39 @@
 //! Reports by runners: updates of a turn, turns that ran elsewhere, metrics.
 
-use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
 use super::SOURCE;
 use crate::api::auth::{Caller, Write};
 use crate::api::error::ApiError;
-use crate::api::error::validation::ValidationError;
+use crate::api::error::validation::ValidationErrors;
 use crate::api::openapi::errors::{
-    BodyUnreadable, Conflict, ReadOnlyKey, TaskNotFound, Unauthenticated,
+    BodyUnreadable, Conflict, ReadOnlyKey, TurnEnded, TurnNotFound, Unauthenticated,
 };
 use crate::api::openapi::schemas;
-use crate::api::request::body::JsonBody;
+use crate::api::request::body::{ReportBody, TextReplaced};
 use crate::api::request::body_reader::BodyReader;
+use crate::api::request::idempotency::{of_external_turn, read_idempotency_key};
 use crate::api::request::invocation::read_agent;
 use crate::api::request::path::{AgentPath, TaskPath};
-use crate::api::response::execution::AgentExecution;
+use crate::api::response::execution::{AgentExecution, TaskResponse, recorded_response};
 use crate::api::state::AppState;
 use crate::domain::{
     Input, Invocation, InvocationOptions, Report, ShortText, Status, TaskId, TurnDetails,
+    TurnOutcome,
 };
+use crate::store::NewInvocation;
 
 /// Report about a task
 ///
-/// An agent's runner reports the status and the result of the latest turn of a task.
-/// Absent and null fields stay unchanged. Times are the service's: `started_at`, `paused_at` and
-/// `finished_at` follow the status.
+/// An agent's runner reports the status and the result of a turn: the latest one, or the one that
+/// `turn` names. Absent and null fields stay unchanged. Times are the service's: `started_at`,
+/// `paused_at` and `finished_at` follow the status. A report that names a turn that has ended may
+/// repeat its status and its result, and add details. Another status or result is refused, and
+/// nothing changes. The answer is the task with that turn.
 #[utoipa::path(
     patch,
     path = "/agent-execution/{task_id}/update",
@@ -36,22 +42,32 @@ use crate::domain::{
     params(("task_id" = String, Path)),
     request_body = schemas::TaskUpdateRequest,
     responses(
-        (status = 200, description = "Successful Response", body = AgentExecution),
+        (
+            status = 200,
+            description = "Successful Response",
+            body = AgentExecution,
+            headers((
+                "x-text-replaced" = usize,
+                description = "How many lone surrogates were recorded as U+FFFD; absent if none"
+            ))
+        ),
         BodyUnreadable,
         Unauthenticated,
         ReadOnlyKey,
-        TaskNotFound
+        TurnNotFound,
+        TurnEnded
     )
 )]
 pub(crate) async fn update_task(
     caller: Caller<Write>,
     State(state): State<AppState>,
     TaskPath(task): TaskPath,
-    body: JsonBody,
-) -> Result<Json<AgentExecution>, ApiError> {
+    body: ReportBody,
+) -> Result<(TextReplaced, TaskResponse), ApiError> {
     let report = read_report(&body)?;
     let (organization, now) = (caller.organization(), state.clock.now());
-    Ok(Json(state.store.record_report(organization, &task, report, now).await?.into()))
+    let task = state.store.record_report(organization, &task, report, now).await?;
+    Ok((body.text_replaced(), TaskResponse(task)))
 }
 
 /// Reads token counts. Official clients refuse a task whose counts are not integers.
@@ -65,12 +81,13 @@ fn read_tokens(body: &mut BodyReader<'_, '_>, name: &'static str) -> Option<Map<
 
 /// Reads a report. Official clients send whole tasks, so unknown keys and those that the service
 /// owns are ignored, and null means "unchanged".
-fn read_report(body: &JsonBody) -> Result<Report, Vec<ValidationError>> {
-    let mut errors = Vec::new();
+fn read_report(body: &ReportBody) -> Result<Report, ValidationErrors> {
+    let mut errors = ValidationErrors::new();
     let Some(body) = body.required(&mut errors) else { return Err(errors) };
     let Some(mut body) = BodyReader::for_body(body, &mut errors) else { return Err(errors) };
     let payload_extension = body.json_object("payload_extension");
     let report = Report {
+        turn: body.turn(),
         status: body.one_of("status", None),
         result: body.string("result"),
         internal_status: body.parsed_string("internal_status", ShortText::parse),
@@ -107,7 +124,8 @@ fn read_report(body: &JsonBody) -> Result<Report, Vec<ValidationError>> {
 
 /// Record a turn that ran elsewhere
 ///
-/// Records a turn together with its result. The same id again is a turn of the same task.
+/// Records a turn together with its result. The same id again is a turn of the same task. With an
+/// `Idempotency-Key`, the same request sent again gets the first answer and records nothing.
 #[utoipa::path(
     post,
     path = "/agent-execution/{agent_id}/report_task",
@@ -116,7 +134,15 @@ fn read_report(body: &JsonBody) -> Result<Report, Vec<ValidationError>> {
     params(("agent_id" = String, Path)),
     request_body = schemas::TaskReportRequest,
     responses(
-        (status = 200, description = "Successful Response", body = AgentExecution),
+        (
+            status = 200,
+            description = "Successful Response",
+            body = AgentExecution,
+            headers((
+                "x-text-replaced" = usize,
+                description = "How many lone surrogates were recorded as U+FFFD; absent if none"
+            ))
+        ),
         BodyUnreadable,
         Unauthenticated,
         ReadOnlyKey,
@@ -127,29 +153,32 @@ pub(crate) async fn report_task(
     caller: Caller<Write>,
     State(state): State<AppState>,
     AgentPath(agent): AgentPath,
-    body: JsonBody,
-) -> Result<Json<AgentExecution>, ApiError> {
+    headers: HeaderMap,
+    body: ReportBody,
+) -> Result<(TextReplaced, Response), ApiError> {
     let (organization, now) = (caller.organization(), state.clock.now());
-    let (invocation, report) = read_external_turn(agent, &body, now)?;
-    let id = invocation.id.clone();
-    state.store.record_invocation(organization, invocation, now).await?;
-    Ok(Json(state.store.record_report(organization, &id, report, now).await?.into()))
+    let turn = read_external_turn(agent, &headers, &body, now)?;
+    let recorded = state.store.record_invocation(organization, turn, now).await?;
+    Ok((body.text_replaced(), recorded_response(recorded)))
 }
 
 /// Reads a turn that ran elsewhere, with its result.
 fn read_external_turn(
     agent: String,
-    body: &JsonBody,
+    headers: &HeaderMap,
+    body: &ReportBody,
     now: DateTime<Utc>,
-) -> Result<(Invocation, Report), Vec<ValidationError>> {
-    let mut errors = Vec::new();
+) -> Result<NewInvocation, ValidationErrors> {
+    let mut errors = ValidationErrors::new();
     let agent_id = read_agent(agent, &mut errors);
-    let Some(body) = body.required(&mut errors) else { return Err(errors) };
-    let Some(mut body) = BodyReader::for_body(body, &mut errors) else { return Err(errors) };
-    let id = body.parsed_string("id", TaskId::parse);
+    let key = read_idempotency_key(headers, &mut errors);
+    let Some(json) = body.required(&mut errors) else { return Err(errors) };
+    let parse_id = |text| body.parse_task_id(text);
+    let Some(mut body) = BodyReader::for_body(json, &mut errors) else { return Err(errors) };
+    let id = body.parsed_string("id", parse_id);
     let text = body.string("input");
-    let answer = body.value("llm_response").map(|answer| match answer {
-        Value::String(text) => text.clone(),
+    let answer = body.storable_value("llm_response").map(|answer| match answer {
+        Value::String(text) => text,
         other => other.to_string(),
     });
     let tokens = read_tokens(&mut body, "tokens");
@@ -178,18 +207,18 @@ fn read_external_turn(
         triggering_agent_id: None,
         source,
     };
-    let report = Report {
-        status: Some(if is_success { Status::Completed } else { Status::Error }),
-        result: result.or_else(|| answer.filter(|answer| !answer.contains('\0'))),
+    let outcome = TurnOutcome {
+        status: if is_success { Status::Completed } else { Status::Error },
+        result: result.or(answer),
         details: TurnDetails { tokens, duration, used_tools, ..TurnDetails::default() },
-        ..Report::default()
     };
-    Ok((invocation, report))
+    let idempotency = key.map(|key| of_external_turn(key, json));
+    Ok(NewInvocation { invocation, outcome: Some(outcome), idempotency })
 }
 
 /// Report token usage and duration
 ///
-/// Tokens and duration are kept with the task's latest turn.
+/// Tokens and duration are kept with the task's latest turn, or with the one that `turn` names.
 #[utoipa::path(
     post,
     path = "/agents-metrics/{agent_id}/execution",
@@ -198,29 +227,40 @@ fn read_external_turn(
     params(("agent_id" = String, Path)),
     request_body = schemas::ExecutionMetricsReport,
     responses(
-        (status = 200, description = "Successful Response", body = AgentExecution),
+        (
+            status = 200,
+            description = "Successful Response",
+            body = AgentExecution,
+            headers((
+                "x-text-replaced" = usize,
+                description = "How many lone surrogates were recorded as U+FFFD; absent if none"
+            ))
+        ),
         BodyUnreadable,
         Unauthenticated,
         ReadOnlyKey,
-        TaskNotFound
+        TurnNotFound
     )
 )]
 pub(crate) async fn report_metrics(
     caller: Caller<Write>,
     State(state): State<AppState>,
     AgentPath(_): AgentPath,
-    body: JsonBody,
-) -> Result<Json<AgentExecution>, ApiError> {
+    body: ReportBody,
+) -> Result<(TextReplaced, TaskResponse), ApiError> {
     let (task, report) = read_metrics(&body)?;
     let (organization, now) = (caller.organization(), state.clock.now());
-    Ok(Json(state.store.record_report(organization, &task, report, now).await?.into()))
+    let task = state.store.record_report(organization, &task, report, now).await?;
+    Ok((body.text_replaced(), TaskResponse(task)))
 }
 
-fn read_metrics(body: &JsonBody) -> Result<(TaskId, Report), Vec<ValidationError>> {
-    let mut errors = Vec::new();
-    let Some(body) = body.required(&mut errors) else { return Err(errors) };
-    let Some(mut body) = BodyReader::for_body(body, &mut errors) else { return Err(errors) };
-    let id = body.required_parsed_string("execution_id", TaskId::parse);
+fn read_metrics(body: &ReportBody) -> Result<(TaskId, Report), ValidationErrors> {
+    let mut errors = ValidationErrors::new();
+    let Some(value) = body.required(&mut errors) else { return Err(errors) };
+    let parse_id = |text| body.parse_task_id(text);
+    let Some(mut body) = BodyReader::for_body(value, &mut errors) else { return Err(errors) };
+    let id = body.required_parsed_string("execution_id", parse_id);
+    let turn = body.turn();
     let internal_status = body.parsed_string("internal_status", ShortText::parse);
     let duration = body.number("duration").filter(|duration| *duration != 0.0);
     let tokens = body.object("llm_tokens");
@@ -232,7 +272,7 @@ fn read_metrics(body: &JsonBody) -> Result<(TaskId, Report), Vec<ValidationError
     match id {
         Some(id) if errors.is_empty() => {
             let details = TurnDetails { tokens, duration, ..TurnDetails::default() };
-            Ok((id, Report { internal_status, details, ..Report::default() }))
+            Ok((id, Report { turn, internal_status, details, ..Report::default() }))
         }
         _ => Err(errors),
     }

@@ -1,6 +1,7 @@
 //! Invoking agents: each invocation is a turn of a task.
 
-use axum::Json;
+use std::time::Duration;
+
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -8,30 +9,35 @@ use chrono::{DateTime, Utc};
 
 use crate::api::auth::{Caller, Write};
 use crate::api::error::ApiError;
-use crate::api::error::validation::ValidationError;
-use crate::api::openapi::errors::{BodyUnreadable, Conflict, ReadOnlyKey, Unauthenticated};
+use crate::api::error::validation::ValidationErrors;
+use crate::api::openapi::errors::{
+    BodyUnreadable, Conflict, ReadOnlyKey, TooManyStreams, Unauthenticated,
+};
 use crate::api::openapi::schemas;
 use crate::api::request::body::JsonBody;
 use crate::api::request::invocation::InvocationRequest;
 use crate::api::request::path::AgentPath;
 use crate::api::request::query_reader::QueryReader;
-use crate::api::response::event_stream::{self, EventStream};
-use crate::api::response::execution::{AgentExecution, recorded_response};
+use crate::api::response::event_stream::{self, EventStream, StreamStart};
+use crate::api::response::execution::{TaskResponse, TurnHeader, recorded_response, turn_header};
 use crate::api::state::AppState;
-use crate::domain::{OrganizationId, Task};
-use crate::store::{RecordedInvocation, StoreError, Watch};
+use crate::domain::{Limits, OrganizationId, Task};
+use crate::store::{RecordedInvocation, Store, StoreError, TaskPosition, Watch};
 
 /// How tasks of REST v1 are invoked, unless their callers say otherwise.
 const SOURCE: &str = "api";
+
+/// How long a waiting invocation waits before it reads an unavailable database again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 fn read(
     agent: String,
     query: Option<&str>,
     headers: &HeaderMap,
-    body: &JsonBody,
+    body: JsonBody,
     now: DateTime<Utc>,
-) -> Result<InvocationRequest, Vec<ValidationError>> {
-    let version = QueryReader::new(query, &mut Vec::new()).string("version");
+) -> Result<InvocationRequest, ValidationErrors> {
+    let version = QueryReader::new(query, &mut ValidationErrors::new()).string("version");
     InvocationRequest::read(agent, version, SOURCE, headers, body, now)
 }
 
@@ -64,7 +70,7 @@ pub(crate) async fn invoke_async(
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let invocation = read(agent, query.as_deref(), &headers, &body, state.clock.now())?;
+    let invocation = read(agent, query.as_deref(), &headers, body, state.clock.now())?;
     let recorded = invocation.record(&state.store, caller.organization()).await?;
     Ok(recorded_response(recorded))
 }
@@ -85,7 +91,8 @@ pub(crate) async fn invoke_async(
         BodyUnreadable,
         Unauthenticated,
         ReadOnlyKey,
-        Conflict
+        Conflict,
+        TooManyStreams
     )
 )]
 pub(crate) async fn invoke(
@@ -95,54 +102,78 @@ pub(crate) async fn invoke(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: JsonBody,
-) -> Result<Json<AgentExecution>, ApiError> {
+) -> Result<TaskResponse, ApiError> {
     let organization = caller.organization();
-    let invocation = read(agent, query.as_deref(), &headers, &body, state.clock.now())?;
-    let (id, turn) = match invocation.record(&state.store, organization).await? {
-        RecordedInvocation::New(task) => (task.summary.id, Some(task.turn.number)),
+    let invocation = read(agent, query.as_deref(), &headers, body, state.clock.now())?;
+    // Watched before it is recorded: an invocation that cannot be watched records nothing.
+    let watch = state.store.watch_task(organization, invocation.task_id()).await?;
+    let (watch, turn, task) = match invocation.record(&state.store, organization).await? {
+        RecordedInvocation::New(task) => (watch, task.turn.number, *task),
+        RecordedInvocation::Replayed(recorded) => {
+            let id = &recorded.summary.id;
+            let (watch, task) = state.store.follow_task(organization, id).await?;
+            (watch, recorded.turn.number, task)
+        }
         // The stored answer names the task, not the turn: wait for the latest.
-        RecordedInvocation::Replayed { id, .. } => (id, None),
-    };
-    let (watch, task) = state.store.follow_task(organization, &id).await?;
-    let ended = async {
-        if turn.is_none_or(|turn| turn == task.turn.number) {
-            wait_until_turn_ends(&state, organization, &watch, task).await
-        } else {
-            // The next turn has started, so this one has ended.
-            Ok(task)
+        RecordedInvocation::Answered { id, .. } => {
+            let (watch, task) = state.store.follow_task(organization, &id).await?;
+            (watch, task.turn.number, task)
         }
     };
-    let task = tokio::select! {
-        task = ended => task?,
-        () = tokio::time::sleep(state.limits.invoke_timeout) => {
-            state.store.get_task(organization, &id).await?
-        }
-        () = state.stopping.cancelled() => state.store.get_task(organization, &id).await?,
-    };
-    Ok(Json(task.into()))
+    let mut key = state.store.watch_key(caller.credential(), &state.clock);
+    let mut waiting = WaitingInvocation { store: &state.store, organization, turn, task };
+    tokio::select! {
+        ended = waiting.until_turn_ends(&watch, &state.limits) => ended?,
+        () = tokio::time::sleep(state.limits.invoke_timeout) => {}
+        () = state.stopping.cancelled() => {}
+        () = key.ended() => return Err(ApiError::Unauthenticated),
+    }
+    let task = waiting.task;
+    if task.turn.number == turn {
+        return Ok(TaskResponse(task));
+    }
+    // A later turn has started. The answer is about the turn that this request recorded.
+    let id = &task.summary.id;
+    Ok(TaskResponse(state.store.get_task_at_turn(organization, id, turn).await?))
 }
 
-/// Waits until the turn of `task` has ended or the next one has started, and returns the task as it
-/// is then.
-async fn wait_until_turn_ends(
-    state: &AppState,
+/// An invocation that is recorded, and waits for the end of its turn.
+struct WaitingInvocation<'a> {
+    store: &'a Store,
     organization: OrganizationId,
-    watch: &Watch,
-    mut task: Task,
-) -> Result<Task, StoreError> {
-    let turn = task.turn.number;
-    while !task.turn.state.status.is_terminal() && task.turn.number == turn {
-        let _ = tokio::time::timeout(state.limits.recheck_interval, watch.changed()).await;
-        task = state.store.get_task(organization, &task.summary.id).await?;
+    turn: i32,
+    /// The task as it was read last.
+    task: Task,
+}
+
+impl WaitingInvocation<'_> {
+    /// Waits until the turn has ended or the next one has started.
+    ///
+    /// A database that is unavailable is read again: an error would tell the client that nothing
+    /// was recorded.
+    async fn until_turn_ends(&mut self, watch: &Watch, limits: &Limits) -> Result<(), StoreError> {
+        let mut interval = limits.recheck_interval;
+        while !self.task.turn.state.status.is_terminal() && self.task.turn.number == self.turn {
+            let _ = tokio::time::timeout(interval, watch.changed()).await;
+            interval = match self.store.get_task(self.organization, &self.task.summary.id).await {
+                Ok(task) => {
+                    self.task = task;
+                    limits.recheck_interval
+                }
+                Err(StoreError::Unavailable(_) | StoreError::Locked(_)) => RETRY_INTERVAL,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
     }
-    Ok(task)
 }
 
 /// Invoke an agent and stream its events
 ///
 /// Records a turn as the asynchronous route does, and answers with server-sent events:
 /// `task_created`, then `task_updated` and what the runner pushes (`chunk`, `tool_call_request`,
-/// ...) as it happens, and `task_finished` at the end.
+/// ...) as it happens, and `task_finished` at the end. A stream that ends for another reason says
+/// so in an event of the type `stream_error`, and its response is not complete.
 #[utoipa::path(
     post,
     path = "/v1/agents/{agent_id}/invoke/stream",
@@ -155,7 +186,8 @@ async fn wait_until_turn_ends(
         BodyUnreadable,
         Unauthenticated,
         ReadOnlyKey,
-        Conflict
+        Conflict,
+        TooManyStreams
     )
 )]
 pub(crate) async fn invoke_stream(
@@ -165,16 +197,34 @@ pub(crate) async fn invoke_stream(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: JsonBody,
-) -> Result<EventStream, ApiError> {
+) -> Result<(TurnHeader, EventStream), ApiError> {
     let organization = caller.organization();
-    let invocation = read(agent, query.as_deref(), &headers, &body, state.clock.now())?;
+    let invocation = read(agent, query.as_deref(), &headers, body, state.clock.now())?;
     // Watched before it is recorded, so that the stream starts with the turn's creation.
-    let watch = state.store.watch_task(organization, &invocation.invocation.id).await?;
-    let (watch, task) = match invocation.record(&state.store, organization).await? {
-        RecordedInvocation::New(task) => (watch, *task),
-        RecordedInvocation::Replayed { id, .. } => {
-            state.store.follow_task(organization, &id).await?
+    let watch = state.store.watch_task(organization, invocation.task()).await?;
+    let (watch, id, position, after) = match invocation.record(&state.store, organization).await? {
+        RecordedInvocation::New(task) => {
+            let (turn, events) = (task.turn.number, task.events);
+            let status = task.turn.state.status;
+            let position = TaskPosition { turn, events, status };
+            (watch, task.summary.id, position, Some(events - 1))
+        }
+        RecordedInvocation::Replayed(task) => {
+            let id = task.summary.id;
+            let (watch, position) = state.store.follow_position(organization, &id).await?;
+            (watch, id, position, None)
+        }
+        RecordedInvocation::Answered { id, .. } => {
+            let (watch, position) = state.store.follow_position(organization, &id).await?;
+            (watch, id, position, None)
         }
     };
-    Ok(event_stream::stream(state, watch, task))
+    let start = match after {
+        // The turn is recorded as an event: it was watched before.
+        Some(after) => StreamStart::After(after),
+        None => StreamStart::At(event_stream::read_state(&state, organization, &id).await?),
+    };
+    let number = turn_header(position.turn);
+    let task = (id, position);
+    Ok((number, event_stream::stream(state, caller.credential(), watch, task, start)))
 }

@@ -1,19 +1,22 @@
 //! Tasks: lists, reading, stopping, deleting.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::Response;
 
 use crate::api::auth::{Caller, Read, Write};
+use crate::api::cursor::CURSOR;
 use crate::api::error::ApiError;
-use crate::api::error::validation::ValidationError;
+use crate::api::error::validation::ValidationErrors;
 use crate::api::openapi::errors::{ReadOnlyKey, TaskNotFound, Unauthenticated};
 use crate::api::openapi::schemas;
-use crate::api::request::list_query::{PageSizes, ParsedPage, fetch_page, read_filter};
+use crate::api::request::list_query::{ListedPage, PageSizes, ParsedPage, fetch_page, read_filter};
 use crate::api::request::path::{AgentPath, TaskPath};
 use crate::api::request::query_reader::QueryReader;
-use crate::api::response::execution::AgentExecution;
-use crate::api::response::link_header::link_header;
+use crate::api::response::execution::{AgentExecution, TaskResponse};
+use crate::api::response::json_stream::respond;
+use crate::api::response::large_execution::task_response;
+use crate::api::response::link_header::{PAGE, link_header};
 use crate::api::response::task_list_json::TaskListBody;
 use crate::api::state::AppState;
 use crate::domain::{OrganizationId, Status, TaskFilter};
@@ -39,13 +42,14 @@ pub(crate) async fn list_agent_tasks(
     State(state): State<AppState>,
     AgentPath(agent): AgentPath,
     uri: Uri,
-) -> Result<(HeaderMap, TaskListBody), ApiError> {
-    let mut errors = Vec::new();
+) -> Result<(HeaderMap, Response), ApiError> {
+    let mut errors = ValidationErrors::new();
     let mut query = QueryReader::new(uri.query(), &mut errors);
     let page = ParsedPage::read(&mut query, &PAGE_SIZES);
     let filter = read_filter(&mut query, Some(agent));
     let page = page.with_cursor(&mut query);
-    list(&state, caller.organization(), &uri, filter, page, errors).await
+    let address = ListAddress::new(&uri, &query);
+    list(&state, caller.organization(), address, filter, page, errors).await
 }
 
 /// List tasks
@@ -68,8 +72,8 @@ pub(crate) async fn list_tasks(
     caller: Caller<Read>,
     State(state): State<AppState>,
     uri: Uri,
-) -> Result<(HeaderMap, TaskListBody), ApiError> {
-    let mut errors = Vec::new();
+) -> Result<(HeaderMap, Response), ApiError> {
+    let mut errors = ValidationErrors::new();
     let mut query = QueryReader::new(uri.query(), &mut errors);
     let page = ParsedPage::read(&mut query, &PAGE_SIZES);
     let agent = query.string("agent_id");
@@ -78,10 +82,11 @@ pub(crate) async fn list_tasks(
     let created_to = query.datetime("to_date");
     let status_in = query.comma_separated("status_in");
     let page = page.with_cursor(&mut query);
+    let address = ListAddress::new(&uri, &query);
     let filter = filter
         .map(|filter| TaskFilter { created_from, created_to, ..filter })
         .and_then(|filter| intersect_statuses(filter, status_in));
-    list(&state, caller.organization(), &uri, filter, page, errors).await
+    list(&state, caller.organization(), address, filter, page, errors).await
 }
 
 /// Adds `status_in` to a filter that may have a `status`. `None` if no status is left.
@@ -96,17 +101,32 @@ fn intersect_statuses(
     (!filter.statuses.is_empty()).then_some(filter)
 }
 
+/// The address of a list, as its links repeat it: without the page, and without what the route does
+/// not know.
+struct ListAddress<'a> {
+    path: &'a str,
+    query: String,
+}
+
+impl<'a> ListAddress<'a> {
+    fn new(uri: &'a Uri, query: &QueryReader<'_>) -> Self {
+        Self { path: uri.path(), query: query.known_except(&[PAGE, CURSOR]) }
+    }
+}
+
 async fn list(
     state: &AppState,
     organization: OrganizationId,
-    uri: &Uri,
+    address: ListAddress<'_>,
     filter: Option<TaskFilter>,
     page: ParsedPage,
-    errors: Vec<ValidationError>,
-) -> Result<(HeaderMap, TaskListBody), ApiError> {
+    errors: ValidationErrors,
+) -> Result<(HeaderMap, Response), ApiError> {
     let page = fetch_page(&state.store, organization, filter, page, errors).await?;
-    let links = link_header(uri, &page.request, &page.tasks);
-    Ok((links, TaskListBody::page(&page.tasks, &page.request, &page.number)))
+    let links = link_header(address.path, &address.query, &page.request, &page.tasks);
+    let ListedPage { tasks, request, number } = page;
+    let body = TaskListBody::page(state.store.clone(), organization, tasks, &request, &number);
+    Ok((links, respond(state, body).await?))
 }
 
 /// Get a task
@@ -128,8 +148,8 @@ pub(crate) async fn get_task(
     caller: Caller<Read>,
     State(state): State<AppState>,
     TaskPath(task): TaskPath,
-) -> Result<Json<AgentExecution>, ApiError> {
-    Ok(Json(state.store.get_task(caller.organization(), &task).await?.into()))
+) -> Result<Response, ApiError> {
+    task_response(&state, state.store.get_task(caller.organization(), &task).await?).await
 }
 
 /// Delete a task
@@ -154,6 +174,7 @@ pub(crate) async fn delete_task(
     TaskPath(task): TaskPath,
 ) -> Result<StatusCode, ApiError> {
     state.store.delete_task(caller.organization(), &task).await?;
+    caller.audit_deletion(&task);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -178,7 +199,7 @@ pub(crate) async fn stop_task(
     caller: Caller<Write>,
     State(state): State<AppState>,
     TaskPath(task): TaskPath,
-) -> Result<Json<AgentExecution>, ApiError> {
+) -> Result<TaskResponse, ApiError> {
     let task = state.store.stop_task(caller.organization(), &task, state.clock.now()).await?;
-    Ok(Json(task.into()))
+    Ok(TaskResponse(task))
 }

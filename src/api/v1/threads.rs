@@ -1,17 +1,18 @@
 //! Threads: conversations as messages.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::api::auth::{Caller, Read};
 use crate::api::error::ApiError;
 use crate::api::openapi::errors::{TaskNotFound, Unauthenticated};
 use crate::api::request::path::TaskPath;
+use crate::api::response::json_stream::{JsonParts, Part, push_json, respond};
 use crate::api::state::AppState;
-use crate::domain::{Message, Role, ThreadTurn};
+use crate::domain::{Message, Role, TaskId, ThreadEntry};
+use crate::store::{StoreError, ThreadReader, ThreadScope, ThreadStep};
 
 /// A message of a turn
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,8 +42,65 @@ impl From<Message> for ThreadMessage {
     }
 }
 
-fn messages(turns: impl IntoIterator<Item = ThreadTurn>) -> impl Iterator<Item = ThreadMessage> {
-    turns.into_iter().flat_map(ThreadTurn::messages).map(ThreadMessage::from)
+/// The name of the task's own messages in a full thread.
+const ROOT: &str = "root";
+
+/// The messages of one task as an array.
+struct ThreadBody {
+    reader: ThreadReader,
+    is_first: bool,
+}
+
+impl JsonParts for ThreadBody {
+    async fn write_part(&mut self, out: &mut Vec<u8>) -> Result<Part, StoreError> {
+        let ThreadStep { entries, is_last, reservation } = self.reader.next_step().await?;
+        for (_, entry) in entries {
+            out.push(if std::mem::take(&mut self.is_first) { b'[' } else { b',' });
+            push_message(out, entry);
+        }
+        if is_last {
+            out.push(b']');
+        }
+        Ok(Part { is_last, reservation })
+    }
+}
+
+/// The messages of a task and of its sub-tasks: an object with an array for each.
+struct FullThreadBody {
+    reader: ThreadReader,
+    root: TaskId,
+    /// The name of the array in progress.
+    name: Option<String>,
+}
+
+impl JsonParts for FullThreadBody {
+    async fn write_part(&mut self, out: &mut Vec<u8>) -> Result<Part, StoreError> {
+        let ThreadStep { entries, is_last, reservation } = self.reader.next_step().await?;
+        for (task, entry) in entries {
+            let name = if task == self.root { ROOT } else { task.as_str() };
+            // A sub-task with the id `root` comes right after the task, and adds to its array.
+            if self.name.as_deref() == Some(name) {
+                out.push(b',');
+            } else {
+                out.extend_from_slice(if self.name.is_some() { b"]," } else { b"{" });
+                push_json(out, name);
+                out.extend_from_slice(b":[");
+                self.name = Some(name.to_owned());
+            }
+            push_message(out, entry);
+        }
+        if is_last {
+            out.extend_from_slice(b"]}");
+        }
+        Ok(Part { is_last, reservation })
+    }
+}
+
+fn push_message(out: &mut Vec<u8>, entry: ThreadEntry) {
+    match entry {
+        ThreadEntry::Message(message) => push_json(out, &ThreadMessage::from(*message)),
+        ThreadEntry::Event(_) => unreachable!("a thread without events was asked for"),
+    }
 }
 
 /// Get a task's thread
@@ -65,9 +123,9 @@ pub(crate) async fn get_thread(
     caller: Caller<Read>,
     State(state): State<AppState>,
     TaskPath(id): TaskPath,
-) -> Result<Json<Vec<ThreadMessage>>, ApiError> {
-    let turns = state.store.list_thread_turns(caller.organization(), &id).await?;
-    Ok(Json(messages(turns).collect()))
+) -> Result<Response, ApiError> {
+    let reader = state.store.read_thread(caller.organization(), &id, ThreadScope::Task);
+    respond(&state, ThreadBody { reader, is_first: true }).await
 }
 
 /// Get a task's thread and those of its sub-tasks
@@ -89,17 +147,7 @@ pub(crate) async fn get_full_thread(
     caller: Caller<Read>,
     State(state): State<AppState>,
     TaskPath(id): TaskPath,
-) -> Result<Json<Map<String, Value>>, ApiError> {
-    let turns = state.store.list_tree_turns(caller.organization(), &id).await?;
-    // The task comes first, so a sub-task with the id `root` adds to its list and does not replace
-    // it.
-    let mut threads = Map::new();
-    for turn in turns {
-        let name = if turn.task_id == id { "root" } else { turn.task_id.as_str() };
-        let thread = threads.entry(name).or_insert_with(|| json!([]));
-        if let Value::Array(thread) = thread {
-            thread.extend(messages([turn]).map(|message| json!(message)));
-        }
-    }
-    Ok(Json(threads))
+) -> Result<Response, ApiError> {
+    let reader = state.store.read_thread(caller.organization(), &id, ThreadScope::Tree);
+    respond(&state, FullThreadBody { reader, root: id, name: None }).await
 }

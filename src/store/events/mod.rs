@@ -1,27 +1,55 @@
 //! Events of tasks: reading them, and watching for new ones.
 
-pub(in crate::store) mod watch;
+mod listener;
+mod registry;
+mod watch;
 
 use chrono::{DateTime, Utc};
 
+pub(in crate::store) use listener::CHANNEL;
 pub(in crate::store) use watch::ChangeNotifier;
 pub use watch::Watch;
 
 use super::{Store, StoreError};
-use crate::domain::{Event, EventKind, OrganizationId, Task, TaskId};
+use crate::domain::{Event, EventKind, OrganizationId, Status, Task, TaskId};
 
-/// Most events that are read at once.
-const MAX_EVENTS: i64 = 100;
+/// Most bytes of data that are read at once, unless the first event alone has more.
+const MAX_BATCH_BYTES: i64 = 1 << 20;
 
 /// Events of a task after a given one.
 #[derive(Debug)]
 pub struct EventBatch {
-    /// The stored events, in order: at most a hundred.
-    pub events: Vec<Event>,
+    /// The stored events, in order: at most a hundred, and at most 1 MiB of data unless the first
+    /// alone has more.
+    pub events: Vec<StoredEvent>,
     /// The number of the task's latest event, stored or not.
     pub latest: i64,
-    /// Whether there are more events to read now.
-    pub has_more: bool,
+}
+
+/// How far a task is. Its texts, which may have megabytes, are not read for it.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskPosition {
+    /// The number of its latest turn.
+    pub turn: i32,
+    /// The number of its latest event, stored or not.
+    pub events: i64,
+    /// The status of its latest turn.
+    pub status: Status,
+}
+
+/// An event as it is stored. Its data is not parsed, which would take many times its bytes.
+#[derive(Debug)]
+pub struct StoredEvent {
+    /// The event's number within its task.
+    pub number: i64,
+    /// The number of the turn that it belongs to.
+    pub turn: i32,
+    /// The contract's type name.
+    pub kind: String,
+    /// The data of a pushed event, as JSON. For others see [`StoredEvent::into_event`].
+    pub data: String,
+    /// When it happened.
+    pub created_at: DateTime<Utc>,
 }
 
 impl Store {
@@ -32,6 +60,38 @@ impl Store {
         id: &TaskId,
     ) -> Result<Watch, StoreError> {
         self.notifier.watch(organization, id).await
+    }
+
+    /// Watches a task, then reads how far it is: every later change wakes the watch, and no change
+    /// in between is missed.
+    pub async fn follow_position(
+        &self,
+        organization: OrganizationId,
+        id: &TaskId,
+    ) -> Result<(Watch, TaskPosition), StoreError> {
+        let watch = self.watch_task(organization, id).await?;
+        let position = self.get_position(organization, id).await?;
+        Ok((watch, position))
+    }
+
+    /// How far a task is.
+    pub async fn get_position(
+        &self,
+        organization: OrganizationId,
+        id: &TaskId,
+    ) -> Result<TaskPosition, StoreError> {
+        let position = sqlx::query_as!(
+            TaskPosition,
+            r#"
+            SELECT turns AS turn, events, status AS "status: Status"
+            FROM tasks
+            WHERE organization_id = $1 AND id = $2
+            "#,
+            organization as OrganizationId,
+            id as &TaskId
+        );
+        let position = position.fetch_optional(self.pool.of(organization)).await?;
+        position.ok_or(StoreError::TaskNotFound)
     }
 
     /// Watches a task, then reads it: every later change wakes the watch, and no change in
@@ -46,84 +106,69 @@ impl Store {
         Ok((watch, task))
     }
 
-    /// The events of a task after the event with a number.
+    /// The events of a task after the event with a number. A task that has no more has an empty
+    /// batch.
     pub async fn read_events(
         &self,
         organization: OrganizationId,
         id: &TaskId,
         after: i64,
     ) -> Result<EventBatch, StoreError> {
+        // Each step finds the next event by its key, so the plan does not depend on how many events
+        // the task has. A step ends the batch before it fetches what would not fit. The first row
+        // is no event: a task without new events has a row too.
         let rows = sqlx::query!(
             r#"
-            SELECT task.events AS latest, event.event AS "event?", event.turn AS "turn?",
-                   event.type AS "kind?", event.data::text AS data,
-                   event.created_at AS "created_at?"
+            WITH RECURSIVE batch AS (
+                SELECT 0 AS position, $3::bigint AS event, NULL::integer AS turn,
+                       NULL::text COLLATE "C" AS type, NULL::text AS data,
+                       NULL::timestamptz AS created_at, 0::bigint AS bytes
+                UNION ALL
+                SELECT batch.position + 1, next.event, next.turn, next.type, next.data,
+                       next.created_at, batch.bytes + octet_length(next.data)
+                FROM batch
+                CROSS JOIN LATERAL (
+                    SELECT event, turn, type, data::text AS data, created_at
+                    FROM task_events
+                    WHERE organization_id = $1 AND task_id = $2 AND event > batch.event
+                    ORDER BY event
+                    LIMIT 1
+                ) AS next
+                WHERE batch.position < 100
+                  AND batch.bytes < $4
+                  AND (batch.position = 0 OR batch.bytes + octet_length(next.data) <= $4)
+            )
+            SELECT task.events AS latest, batch.event AS "event!", batch.turn, batch.type AS kind,
+                   batch.data, batch.created_at
             FROM tasks task
-            LEFT JOIN task_events event
-                ON event.organization_id = task.organization_id
-                AND event.task_id = task.id
-                AND event.event > $3
+            CROSS JOIN batch
             WHERE task.organization_id = $1 AND task.id = $2
-            ORDER BY event.event
-            LIMIT $4
+            ORDER BY batch.position
             "#,
             organization as OrganizationId,
             id as &TaskId,
             after,
-            MAX_EVENTS
+            MAX_BATCH_BYTES
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool.of(organization))
         .await?;
         let latest = rows.first().map(|row| row.latest).ok_or(StoreError::TaskNotFound)?;
-        let has_more = i64::try_from(rows.len()).is_ok_and(|read| read == MAX_EVENTS);
-        let mut events = Vec::new();
-        for row in rows {
-            if let (Some(event), Some(turn), Some(kind), Some(data), Some(created_at)) =
-                (row.event, row.turn, row.kind, row.data, row.created_at)
-            {
-                let row = EventRow { event, turn, kind, data, created_at };
-                events.push(row.into_event(organization, id)?);
-            }
-        }
-        Ok(EventBatch { events, latest, has_more })
+        let events = rows.into_iter().filter_map(|row| {
+            let (turn, kind, data) = (row.turn?, row.kind?, row.data?);
+            Some(StoredEvent { number: row.event, turn, kind, data, created_at: row.created_at? })
+        });
+        Ok(EventBatch { events: events.collect(), latest })
     }
+}
 
-    /// The events that runners pushed about a task, in order; no turns and no reports.
-    pub async fn list_pushed_events(
-        &self,
+impl StoredEvent {
+    /// Parses the data.
+    pub fn into_event(
+        self,
         organization: OrganizationId,
         id: &TaskId,
-    ) -> Result<Vec<Event>, StoreError> {
-        let rows = sqlx::query_as!(
-            EventRow,
-            r#"
-            SELECT event, turn, type AS kind, data::text AS "data!", created_at
-            FROM task_events
-            WHERE organization_id = $1 AND task_id = $2 AND type <> ALL($3)
-            ORDER BY event
-            "#,
-            organization as OrganizationId,
-            id as &TaskId,
-            &EventKind::STATE_TYPES.map(str::to_owned)
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        rows.into_iter().map(|row| row.into_event(organization, id)).collect()
-    }
-}
-
-/// An event as selected.
-struct EventRow {
-    event: i64,
-    turn: i32,
-    kind: String,
-    data: String,
-    created_at: DateTime<Utc>,
-}
-
-impl EventRow {
-    fn into_event(self, organization: OrganizationId, id: &TaskId) -> Result<Event, StoreError> {
-        let Self { event: number, turn, kind, data, created_at } = self;
+    ) -> Result<Event, StoreError> {
+        let Self { number, turn, kind, data, created_at } = self;
         let kind = EventKind::parse(kind, &data).map_err(|error| {
             StoreError::corrupt(
                 "task_events",

@@ -1,32 +1,111 @@
 //! Lists: one page and the exact total, of one snapshot.
 
+use std::collections::HashMap;
+
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::filter::push_filter;
 use super::totals::CountableFilter;
 use crate::domain::{
-    Cursor, OrganizationId, PageRequest, PageStart, TaskFilter, TaskPage, TaskSummary,
+    AgentId, Cursor, OrganizationId, PageRequest, PageStart, ShortText, Status, TaskFilter, TaskId,
+    TaskPage, TaskSummary, UserId,
 };
+use crate::store::read_budget::Reservation;
 use crate::store::sql::Sql;
 use crate::store::{Store, StoreError};
 
 impl Store {
-    /// One page of an organization's tasks, newest first, and how many there are on all pages.
+    /// One page of an organization's tasks, newest first, and how many there are on all pages. Long
+    /// texts are left out, see [`TaskPage::unread`].
     pub async fn list_tasks(
         &self,
         organization: OrganizationId,
         filter: &TaskFilter,
         page: &PageRequest,
     ) -> Result<TaskPage, StoreError> {
-        let rows = list_statement("", organization, filter, page).fetch_all(&self.pool).await?;
+        let rows = list_statement("", organization, filter, page)
+            .fetch_all(self.pool.of(organization))
+            .await?;
         // The total is on every row. An empty page has one row without a task.
         let total = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
-        let items = rows
-            .iter()
-            .filter_map(|row| read_summary(organization, row).transpose())
-            .collect::<Result<_, sqlx::Error>>()?;
-        Ok(TaskPage::new(items, total, page))
+        let mut items = Vec::with_capacity(rows.len());
+        let mut unread = HashMap::new();
+        for row in &rows {
+            let Some(task) = read_summary(organization, row)? else { continue };
+            let bytes = usize::try_from(row.try_get_unchecked::<i32, _>(13)?).unwrap_or(0);
+            if bytes != text_bytes(&task) {
+                unread.insert(task.id.clone(), bytes);
+            }
+            items.push(task);
+        }
+        Ok(TaskPage::new(items, total, page).with_unread(unread))
+    }
+
+    /// Reads tasks of a page that are [`TaskPage::unread`], in the given order, as they are now.
+    /// Their texts have at most `bytes` bytes.
+    pub async fn read_summaries(
+        &self,
+        organization: OrganizationId,
+        ids: &[TaskId],
+        bytes: usize,
+    ) -> Result<SummaryStep, StoreError> {
+        let reservation = self.read_budget.reserve(organization, bytes).await?;
+        let rows = sqlx::query!(
+            r#"
+            WITH sized AS (
+                SELECT task.*, wanted.place,
+                       COALESCE(octet_length(task.title), 0)
+                           + COALESCE(octet_length(task.result), 0) AS bytes
+                FROM unnest($2::text[]) WITH ORDINALITY AS wanted (id, place)
+                JOIN tasks task ON task.organization_id = $1 AND task.id = wanted.id
+            ),
+            bounded AS (
+                SELECT sized.*, sum(bytes) OVER (ORDER BY place ROWS UNBOUNDED PRECEDING) AS upto
+                FROM sized
+            )
+            SELECT id AS "id: TaskId", agent_id AS "agent_id: AgentId",
+                   user_id AS "user_id: UserId", parent_task_id AS "parent_task_id: TaskId",
+                   triggering_agent_id AS "triggering_agent_id: AgentId",
+                   status AS "status: Status", internal_status AS "internal_status: ShortText",
+                   source AS "source: ShortText",
+                   CASE WHEN upto <= $3 THEN title END AS title,
+                   CASE WHEN upto <= $3 THEN result END AS result,
+                   created_at, updated_at, bytes AS "bytes!"
+            FROM bounded
+            ORDER BY place
+            "#,
+            organization as OrganizationId,
+            ids as &[TaskId],
+            i64::try_from(bytes).unwrap_or(i64::MAX)
+        )
+        .fetch_all(self.pool.of(organization))
+        .await?;
+        let mut step = SummaryStep { tasks: HashMap::new(), unread: HashMap::new(), reservation };
+        for row in rows {
+            let task = TaskSummary {
+                organization_id: organization,
+                id: row.id,
+                agent_id: row.agent_id,
+                user_id: row.user_id,
+                parent_task_id: row.parent_task_id,
+                triggering_agent_id: row.triggering_agent_id,
+                status: row.status,
+                internal_status: row.internal_status,
+                source: row.source,
+                title: row.title,
+                result: row.result,
+                created_at: row.created_at,
+                updated_at: row.updated_at,
+            };
+            let bytes = usize::try_from(row.bytes).unwrap_or(0);
+            if bytes == text_bytes(&task) {
+                step.tasks.insert(task.id.clone(), task);
+            } else {
+                step.unread.insert(task.id, bytes);
+            }
+        }
+        Ok(step)
     }
 
     /// The plan of the statement behind [`Store::list_tasks`]: `EXPLAIN (FORMAT JSON)`.
@@ -37,9 +116,29 @@ impl Store {
         page: &PageRequest,
     ) -> Result<serde_json::Value, StoreError> {
         let statement = list_statement("EXPLAIN (FORMAT JSON) ", organization, filter, page);
-        Ok(statement.fetch_scalar(&self.pool).await?)
+        Ok(statement.fetch_scalar(self.pool.of(organization)).await?)
     }
 }
+
+/// Tasks of a page that were read after it. A task that is in neither was deleted meanwhile.
+#[derive(Debug)]
+pub struct SummaryStep {
+    /// The tasks.
+    pub tasks: HashMap<TaskId, TaskSummary>,
+    /// Those that have grown meanwhile and exceed the bytes, with the size of their texts.
+    pub unread: HashMap<TaskId, usize>,
+    /// Their memory.
+    pub reservation: Reservation,
+}
+
+/// The bytes of the texts that may be long.
+fn text_bytes(task: &TaskSummary) -> usize {
+    task.title.as_ref().map_or(0, String::len) + task.result.as_ref().map_or(0, String::len)
+}
+
+/// Most bytes of all titles and results that are read with a page. Each has an equal share; a
+/// larger one is read on its own.
+const PAGE_BYTES: i64 = 4 << 20;
 
 /// Most tasks before a page that is read from the start of the list.
 const MAX_SHALLOW_OFFSET: i64 = 100;
@@ -82,8 +181,17 @@ fn list_statement(
     sql.push(
         " AS total, page.* FROM (SELECT) AS always LEFT JOIN (\
          SELECT task.id, task.agent_id, task.user_id, task.parent_task_id, \
-         task.triggering_agent_id, task.status, task.internal_status, task.source, task.title, \
-         task.result, task.created_at, task.updated_at FROM (SELECT * FROM tasks",
+         task.triggering_agent_id, task.status, task.internal_status, task.source, \
+         CASE WHEN octet_length(task.title) <= ",
+    );
+    let share = PAGE_BYTES / page.limit() / 2;
+    sql.push_bind(share);
+    sql.push(" THEN task.title END, CASE WHEN octet_length(task.result) <= ").push_bind(share);
+    // The lengths of long texts are known without reading them.
+    sql.push(
+        " THEN task.result END, task.created_at, task.updated_at, \
+         COALESCE(octet_length(task.title), 0) + COALESCE(octet_length(task.result), 0) \
+         FROM (SELECT * FROM tasks",
     );
     push_filter(&mut sql, organization, filter);
     // A row comparison, not its OR expansion: only this form is an index condition.

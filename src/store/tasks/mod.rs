@@ -7,14 +7,22 @@ mod totals;
 
 use std::collections::HashMap;
 
+pub use list::SummaryStep;
+
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{Executor, Postgres};
 
 use super::sql::parse_json;
 use super::{Store, StoreError};
 use crate::domain::{
     AgentId, OrganizationId, ShortText, Status, Task, TaskId, TaskSummary, Turn, TurnState, UserId,
 };
+
+/// Most ids of sub-tasks that are read with a task: the LIMIT in [`select_task`].
+pub const MAX_SUB_TASKS: usize = 10_000;
+
+/// How many sub-tasks are read at a time.
+pub const SUB_TASK_PAGE: i64 = 1000;
 
 /// Selects whole tasks into [`TaskRow`]s. The two given clauses (what comes before SELECT, and FROM
 /// to the end) bind `task` to the row of `tasks`, `turn` to that of a turn, and `$1` to the
@@ -31,10 +39,10 @@ macro_rules! select_task {
                        task.user_id AS "user_id: UserId",
                        task.parent_task_id AS "parent_task_id: TaskId",
                        task.triggering_agent_id AS "triggering_agent_id: AgentId",
-                       task.status AS "status: Status",
-                       task.internal_status AS "internal_status: ShortText",
+                       turn.status AS "status: Status",
+                       turn.internal_status AS "internal_status: ShortText",
                        task.source AS "source: ShortText",
-                       task.title, task.result, task.created_at, task.updated_at,
+                       task.title, turn.result, task.created_at, task.updated_at,
                        turn.input::text AS "input!",
                        turn.request::text AS "options!",
                        turn.reported::text AS "details!",
@@ -48,6 +56,7 @@ macro_rules! select_task {
                              AND child.organization_id = task.organization_id
                              AND child.parent_task_id = task.id
                            ORDER BY child.created_at, child.id
+                           LIMIT 10000
                        ) AS "sub_executions!: Vec<TaskId>",
                        ARRAY(
                            SELECT child.id FROM tasks child
@@ -56,6 +65,7 @@ macro_rules! select_task {
                              AND child.parent_task_id = task.id
                              AND child.status IN ('error', 'failed', 'completed', 'stopped')
                            ORDER BY child.created_at, child.id
+                           LIMIT 10000
                        ) AS "finished_sub_executions!: Vec<TaskId>"
                 "#
                 + $from,
@@ -159,7 +169,7 @@ impl Store {
             organization as OrganizationId,
             id as &TaskId
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool.of(organization))
         .await?;
         row.ok_or(StoreError::TaskNotFound)?.into_task()
     }
@@ -185,23 +195,68 @@ impl Store {
             id as &TaskId,
             turn
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool.of(organization))
         .await?;
         row.ok_or(StoreError::TaskNotFound)?.into_task()
     }
 }
 
-/// Those of several tasks that exist, with their latest turns.
+/// A sub-task's place among those of its parent.
+#[derive(Debug, Clone)]
+pub struct SubTask {
+    /// Its id.
+    pub id: TaskId,
+    /// When it was recorded.
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Direct sub-tasks of a task after a given one, oldest first: all, or those that have ended.
+    /// At most [`SUB_TASK_PAGE`].
+    pub async fn list_sub_tasks(
+        &self,
+        organization: OrganizationId,
+        parent: &TaskId,
+        only_finished: bool,
+        after: Option<&SubTask>,
+    ) -> Result<Vec<SubTask>, StoreError> {
+        let rows = sqlx::query_as!(
+            SubTask,
+            r#"
+            SELECT id AS "id: TaskId", created_at
+            FROM tasks
+            WHERE organization_id = $1 AND parent_task_id = $2
+              AND (created_at, id) > (COALESCE($3::timestamptz, '-infinity'), $4::text)
+              AND (NOT $5::boolean OR status IN ('error', 'failed', 'completed', 'stopped'))
+            ORDER BY created_at, id
+            LIMIT $6
+            "#,
+            organization as OrganizationId,
+            parent as &TaskId,
+            after.map(|after| after.created_at),
+            after.map_or("", |after| after.id.as_str()),
+            only_finished,
+            SUB_TASK_PAGE
+        )
+        .fetch_all(self.pool.of(organization))
+        .await?;
+        Ok(rows)
+    }
+}
+
+/// Those of several tasks that exist, each as one of its turns left it.
 pub(super) async fn fetch_tasks(
-    connection: &mut PgConnection,
+    executor: impl Executor<'_, Database = Postgres>,
     organization: OrganizationId,
     ids: &[TaskId],
+    turns: &[i32],
 ) -> Result<HashMap<TaskId, Task>, StoreError> {
-    // `wanted` carries the organization as a column too; see `writes/statements.rs`.
+    // `wanted` carries the organization as a column too; see `writes/update.rs`.
     let rows = select_task!(
         r#"
         WITH wanted AS MATERIALIZED (
-            SELECT $1::uuid AS organization_id, id COLLATE "C" AS id FROM unnest($2::text[]) AS id
+            SELECT $1::uuid AS organization_id, id COLLATE "C" AS id, turn
+            FROM unnest($2::text[], $3::int[]) AS wanted (id, turn)
         )
         "#,
         r#"
@@ -211,13 +266,14 @@ pub(super) async fn fetch_tasks(
         JOIN task_turns turn
             ON turn.organization_id = task.organization_id
             AND turn.task_id = task.id
-            AND turn.turn = task.turns
+            AND turn.turn = wanted.turn
         WHERE task.organization_id = $1
         "#,
         organization as OrganizationId,
-        ids as &[TaskId]
+        ids as &[TaskId],
+        turns
     )
-    .fetch_all(connection)
+    .fetch_all(executor)
     .await?;
     let tasks = rows.into_iter().map(TaskRow::into_task);
     tasks.map(|task| task.map(|task| (task.summary.id.clone(), task))).collect()

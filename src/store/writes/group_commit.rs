@@ -2,42 +2,28 @@
 //!
 //! A commit waits for the disk, whatever it commits. An idle queue therefore writes a single item
 //! at once, and a busy one writes everything that has gathered meanwhile. Its rate is bound by
-//! rows, not by commits. A caller hears of its item after the commit.
+//! rows, not by commits. A caller hears of its item after the commit. [`WriteQueue`] says which
+//! items share a batch.
 //!
-//! - The next batch starts once it is at least as large as the one in flight. The cost of a
-//!   transaction is then shared by many items, also if callers send one item after another. Only
-//!   batches of the same organization count, and only for [`Limits::max_batch_delay`]: the batch in
-//!   flight may wait for a lock.
-//! - Items of one task are written in the order in which they came, never two at the same time.
-//! - A batch belongs to one organization.
 //! - An item that cannot be written fails alone: if a statement fails, the items of its batch are
 //!   written one by one.
+//! - A task that another transaction has locked delays its own items only. They are put back into
+//!   the queue, and the others of the batch go on.
 //! - An item is also written if its caller no longer waits.
-//! - The queue is bounded. If it is full, an item is refused at once and nothing of it is written.
+//! - An item that has waited for [`Limits::write_timeout`] is refused, and so is one that finds the
+//!   queue full. Nothing of it is written.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::update::locked_among;
+use super::write_queue::{QueuedBatch, QueuedItem, WriteQueue};
 use crate::domain::{Limits, OrganizationId, TaskId};
 use crate::store::StoreError;
-
-/// Most batches in flight: while one waits for the disk, the next is prepared.
-const WORKERS: usize = 2;
-
-/// Most items in a batch.
-const MAX_BATCH_ITEMS: usize = 256;
-
-/// Most bytes in a batch, unless a single item has more.
-const MAX_BATCH_BYTES: usize = 2 << 20;
-
-/// Most items in the queue.
-const MAX_QUEUED_ITEMS: usize = 4096;
-
-/// Most bytes in the queue.
-const MAX_QUEUED_BYTES: usize = 16 << 20;
+use crate::store::heartbeat::Heartbeat;
+use crate::store::pool::Pool;
 
 /// Writes that can share a transaction.
 pub(in crate::store) trait BatchWrite: Clone + Send + Sync + 'static {
@@ -53,7 +39,8 @@ pub(in crate::store) trait BatchWrite: Clone + Send + Sync + 'static {
     fn size(&self, item: &Self::Item) -> usize;
 
     /// Writes items, each about another task, in one transaction. They are committed when this
-    /// returns their outputs, in their order. If it fails, none of them is written.
+    /// returns their outputs, in their order. If it fails, none of them is written, except after
+    /// [`StoreError::OutcomeUnknown`].
     fn write(
         &self,
         organization: OrganizationId,
@@ -65,60 +52,37 @@ pub(in crate::store) trait BatchWrite: Clone + Send + Sync + 'static {
 #[derive(Clone)]
 pub(in crate::store) struct GroupCommit<B: BatchWrite> {
     write: B,
-    queue: Arc<Mutex<QueueState<B>>>,
+    pool: Pool,
+    heartbeat: Heartbeat,
+    queue: Arc<Mutex<WriteQueue<Payload<B>>>>,
     max_delay: Duration,
+    write_timeout: Duration,
 }
 
-struct QueueState<B: BatchWrite> {
-    queued: VecDeque<QueuedWrite<B>>,
-    queued_bytes: usize,
-    /// The tasks of the batches in flight. Each item in flight has another task.
-    in_flight: HashSet<(OrganizationId, TaskId)>,
-    workers: usize,
-    /// Whether an item has waited for the maximal delay.
-    is_late: bool,
-}
-
-impl<B: BatchWrite> QueueState<B> {
-    /// Whether the next batch, of the organization that has waited longest, may start.
-    fn batch_is_ready(&self) -> bool {
-        let Some(first) = self.queued.front() else { return false };
-        let in_flight = || {
-            let organizations = self.in_flight.iter().map(|(organization, _)| organization);
-            organizations.filter(|organization| **organization == first.organization).count()
-        };
-        self.is_late
-            || self.queued_bytes >= MAX_BATCH_BYTES
-            || self.queued.len() >= in_flight().min(MAX_BATCH_ITEMS)
-    }
-}
-
-struct QueuedWrite<B: BatchWrite> {
-    organization: OrganizationId,
+/// A queued item, and where its result goes.
+struct Payload<B: BatchWrite> {
     item: B::Item,
-    size: usize,
     responder: Responder<B>,
 }
 
 type Responder<B> = oneshot::Sender<Result<<B as BatchWrite>::Output, StoreError>>;
 
-/// Items that are written together.
-struct WriteBatch<B: BatchWrite> {
-    organization: OrganizationId,
-    items: Vec<B::Item>,
-    responders: Vec<Responder<B>>,
-}
-
 impl<B: BatchWrite> GroupCommit<B> {
-    pub(in crate::store) fn new(write: B, limits: &Limits) -> Self {
-        let state = QueueState {
-            queued: VecDeque::new(),
-            queued_bytes: 0,
-            in_flight: HashSet::new(),
-            workers: 0,
-            is_late: false,
-        };
-        Self { write, queue: Arc::new(Mutex::new(state)), max_delay: limits.max_batch_delay }
+    /// Writes with `write`. `pool` has the connections that batches are written on.
+    pub(in crate::store) fn new(
+        write: B,
+        pool: Pool,
+        heartbeat: &Heartbeat,
+        limits: &Limits,
+    ) -> Self {
+        Self {
+            write,
+            pool,
+            heartbeat: heartbeat.clone(),
+            queue: Arc::default(),
+            max_delay: limits.max_batch_delay,
+            write_timeout: limits.write_timeout,
+        }
     }
 
     /// Writes an item. It is committed when this returns. If the future is dropped before, the item
@@ -128,240 +92,169 @@ impl<B: BatchWrite> GroupCommit<B> {
         organization: OrganizationId,
         item: B::Item,
     ) -> Result<B::Output, StoreError> {
+        let task = self.write.task(&item).clone();
         let size = self.write.size(&item);
         let (responder, mut response) = oneshot::channel();
-        {
-            let mut state = self.lock();
-            let is_full = state.queued.len() >= MAX_QUEUED_ITEMS
-                || (state.queued_bytes + size > MAX_QUEUED_BYTES && !state.queued.is_empty());
-            if is_full {
-                return Err(StoreError::Unavailable("the write queue is full".to_owned()));
-            }
-            state.queued_bytes += size;
-            state.queued.push_back(QueuedWrite { organization, item, size, responder });
-            self.spawn_worker(&mut state);
+        let item = QueuedItem::new(task, size, Payload { item, responder });
+        if !self.lock().push(organization, item) {
+            return Err(StoreError::Unavailable("the write queue is full".to_owned()));
         }
+        self.spawn_worker();
         let in_time = tokio::time::timeout(self.max_delay, &mut response).await;
         let response = if let Ok(response) = in_time {
             response
         } else {
-            {
-                let mut state = self.lock();
-                state.is_late = true;
-                self.spawn_worker(&mut state);
-            }
+            self.lock().set_late(organization);
+            self.spawn_worker();
             response.await
         };
-        let aborted = |_| StoreError::Unavailable("the write batch was aborted".to_owned());
+        let aborted = |_| StoreError::OutcomeUnknown("the write batch was aborted".to_owned());
         response.map_err(aborted)?
     }
 
-    /// Starts a worker if a batch is ready and not all workers run.
-    fn spawn_worker(&self, state: &mut QueueState<B>) {
-        if state.workers < WORKERS && state.batch_is_ready() {
-            state.workers += 1;
-            tokio::spawn(self.clone().run_worker());
-        }
+    /// How long the oldest batch has been under way.
+    pub(in crate::store) fn oldest_batch(&self) -> Option<Duration> {
+        self.lock().oldest_in_flight().map(|started| started.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, QueueState<B>> {
+    fn lock(&self) -> MutexGuard<'_, WriteQueue<Payload<B>>> {
         // No code panics while it holds the lock, and the state would be consistent if it did.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Starts a worker if a batch is ready. Each batch in flight has a worker.
+    fn spawn_worker(&self) {
+        let batch = {
+            let mut queue = self.lock();
+            if queue.is_ready() { queue.take(Instant::now()) } else { None }
+        };
+        if let Some(batch) = batch {
+            tokio::spawn(self.clone().run_worker(batch));
+        }
+    }
+
     /// Writes batch after batch until no queued item can be written now. An item of a task that is
     /// in flight is left to the worker that writes that task.
-    async fn run_worker(self) {
-        loop {
-            let Some(batch) = self.take_batch() else { return };
-            let key = |item| (batch.organization, self.write.task(item).clone());
-            let written: Vec<_> = batch.items.iter().map(key).collect();
+    async fn run_worker(self, first: QueuedBatch<Payload<B>>) {
+        let mut next = Some(first);
+        while let Some(batch) = next {
+            let ticket = batch.ticket();
+            let organization = batch.organization;
             // In a task of its own, so that a panic ends this batch and not the worker.
-            let _ = tokio::spawn(write_batch(self.write.clone(), batch)).await;
-            let mut state = self.lock();
-            for key in &written {
-                state.in_flight.remove(key);
+            let locked = tokio::spawn(self.clone().write_batch(batch)).await.unwrap_or_default();
+            let mut queue = self.lock();
+            if !locked.is_empty() {
+                let delay = queue.put_back(organization, locked, Instant::now());
+                tokio::spawn(self.clone().retry_after(organization, delay));
             }
+            queue.finish(&ticket);
+            next = queue.take(Instant::now());
         }
     }
 
-    /// Takes the next batch, of the organization that has waited longest.
-    ///
-    /// Without a batch, the worker is counted out under the lock under which items are queued, so
-    /// no item is left without a worker.
-    fn take_batch(&self) -> Option<WriteBatch<B>> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let is_ready = state.batch_is_ready();
-        state.is_late = false;
-        if !is_ready {
-            state.workers -= 1;
-            return None;
+    async fn retry_after(self, organization: OrganizationId, delay: Duration) {
+        tokio::time::sleep(delay).await;
+        self.lock().set_late(organization);
+        self.spawn_worker();
+    }
+
+    /// Writes a batch. Returns the items of which nothing was written because of a lock.
+    async fn write_batch(self, batch: QueuedBatch<Payload<B>>) -> Vec<QueuedItem<Payload<B>>> {
+        let organization = batch.organization;
+        let is_late = |item: &QueuedItem<_>| item.queued_at.elapsed() >= self.write_timeout;
+        let (late, items): (Vec<_>, Vec<_>) = batch.items.into_iter().partition(is_late);
+        for item in late {
+            let waited = format!("not written within {:?}", self.write_timeout);
+            Place::of(item).1.respond(Err(StoreError::Unavailable(waited)));
         }
-        let mut batch: Option<WriteBatch<B>> = None;
-        let mut bytes = 0;
-        let mut remaining = VecDeque::with_capacity(state.queued.len());
-        // Tasks with an item that remains, so that no later item of theirs overtakes it.
-        let mut skipped = HashSet::new();
-        for queued in std::mem::take(&mut state.queued) {
-            let key = (queued.organization, self.write.task(&queued.item).clone());
-            let fits = batch.as_ref().is_none_or(|batch| {
-                batch.organization == queued.organization
-                    && batch.items.len() < MAX_BATCH_ITEMS
-                    && bytes + queued.size <= MAX_BATCH_BYTES
-            });
-            if !fits || skipped.contains(&key) || state.in_flight.contains(&key) {
-                skipped.insert(key);
-                remaining.push_back(queued);
-                continue;
+        let (mut locked, items) = self.split_locked(organization, items).await;
+        if items.is_empty() {
+            return locked;
+        }
+        let (items, places): (Vec<_>, Vec<_>) = items.into_iter().map(Place::of).unzip();
+        let written = self.write.write(organization, &items).await;
+        self.note(&written);
+        match written {
+            Ok(outputs) => {
+                for (place, output) in places.into_iter().zip(outputs) {
+                    place.respond(Ok(output));
+                }
             }
-            state.in_flight.insert(key);
-            bytes += queued.size;
-            let batch = batch.get_or_insert_with(|| WriteBatch {
-                organization: queued.organization,
-                items: Vec::new(),
-                responders: Vec::new(),
-            });
-            batch.items.push(queued.item);
-            batch.responders.push(queued.responder);
+            Err(StoreError::Locked(_)) => {
+                locked.extend(places.into_iter().zip(items).map(Place::put_back));
+            }
+            // Either nobody knows whether the batch was committed, or an immediate retry fails.
+            Err(StoreError::Unavailable(text)) => {
+                for place in places {
+                    place.respond(Err(StoreError::Unavailable(text.clone())));
+                }
+            }
+            Err(StoreError::OutcomeUnknown(text)) => {
+                for place in places {
+                    place.respond(Err(StoreError::OutcomeUnknown(text.clone())));
+                }
+            }
+            Err(error) if items.len() == 1 => {
+                if let Some(place) = places.into_iter().next() {
+                    place.respond(Err(error));
+                }
+            }
+            Err(_) => {
+                for (place, item) in places.into_iter().zip(items) {
+                    match self.write.write(organization, std::slice::from_ref(&item)).await {
+                        Err(StoreError::Locked(_)) => locked.push(Place::put_back((place, item))),
+                        outputs => place.respond(outputs.map(|mut outputs| outputs.remove(0))),
+                    }
+                }
+            }
         }
-        state.queued = remaining;
-        state.queued_bytes -= bytes;
-        if batch.is_none() {
-            state.workers -= 1;
+        locked
+    }
+
+    /// Splits off the items whose task another transaction has locked, if any of them came back.
+    async fn split_locked(
+        &self,
+        organization: OrganizationId,
+        items: Vec<QueuedItem<Payload<B>>>,
+    ) -> (Vec<QueuedItem<Payload<B>>>, Vec<QueuedItem<Payload<B>>>) {
+        if items.iter().all(|item| item.attempts == 0) {
+            return (Vec::new(), items);
         }
-        batch
+        let ids: Vec<_> = items.iter().map(|item| item.task.clone()).collect();
+        // If this fails, so does the batch, which says why.
+        let locked =
+            locked_among(self.pool.of(organization), organization, &ids).await.unwrap_or_default();
+        items.into_iter().partition(|item| locked.contains(&item.task))
+    }
+
+    /// Tells the heartbeat whether the database takes writes.
+    fn note(&self, written: &Result<Vec<B::Output>, StoreError>) {
+        match written {
+            Err(StoreError::Unavailable(text) | StoreError::OutcomeUnknown(text)) => {
+                self.heartbeat.note_write(Some(text.clone()));
+            }
+            Err(StoreError::Locked(_)) => {}
+            Ok(_) | Err(_) => self.heartbeat.note_write(None),
+        }
     }
 }
 
-async fn write_batch<B: BatchWrite>(write: B, batch: WriteBatch<B>) {
-    let WriteBatch { organization, items, responders } = batch;
-    match write.write(organization, &items).await {
-        Ok(outputs) => {
-            for (responder, output) in responders.into_iter().zip(outputs) {
-                // A caller that no longer waits gets no response.
-                let _ = responder.send(Ok(output));
-            }
-        }
-        // Either it is not known whether the batch was committed, or an immediate retry would fail.
-        Err(StoreError::Unavailable(text)) => {
-            for responder in responders {
-                let _ = responder.send(Err(StoreError::Unavailable(text.clone())));
-            }
-        }
-        Err(error) if items.len() == 1 => {
-            if let Some(responder) = responders.into_iter().next() {
-                let _ = responder.send(Err(error));
-            }
-        }
-        Err(_) => {
-            for (item, responder) in items.iter().zip(responders) {
-                let outputs = write.write(organization, std::slice::from_ref(item)).await;
-                let _ = responder.send(outputs.map(|mut outputs| outputs.remove(0)));
-            }
-        }
-    }
-}
+/// The place of an item in the queue, and its caller, while the item is being written.
+struct Place<B: BatchWrite>(QueuedItem<Responder<B>>);
 
-#[cfg(test)]
-mod tests {
-    use chrono::{DateTime, Utc};
-
-    use super::*;
-
-    #[derive(Clone)]
-    struct Sizes;
-
-    impl BatchWrite for Sizes {
-        type Item = (TaskId, usize);
-        type Output = ();
-
-        fn task<'a>(&self, item: &'a Self::Item) -> &'a TaskId {
-            &item.0
-        }
-
-        fn size(&self, item: &Self::Item) -> usize {
-            item.1
-        }
-
-        async fn write(
-            &self,
-            _: OrganizationId,
-            items: &[Self::Item],
-        ) -> Result<Vec<()>, StoreError> {
-            Ok(vec![(); items.len()])
-        }
+impl<B: BatchWrite> Place<B> {
+    fn of(queued: QueuedItem<Payload<B>>) -> (B::Item, Self) {
+        let (queued, Payload { item, responder }) = queued.split();
+        (item, Self(queued.with(responder)))
     }
 
-    /// A queue with one idle worker and some queued items.
-    fn queue_with(organization: OrganizationId, items: &[(&str, usize)]) -> GroupCommit<Sizes> {
-        let queue = GroupCommit::new(Sizes, &Limits::default());
-        for (task, size) in items {
-            push(&queue, organization, task, *size);
-        }
-        queue.lock().workers = 1;
-        queue
+    fn put_back((place, item): (Self, B::Item)) -> QueuedItem<Payload<B>> {
+        let (queued, responder) = place.0.split();
+        queued.with(Payload { item, responder })
     }
 
-    fn push(queue: &GroupCommit<Sizes>, organization: OrganizationId, task: &str, size: usize) {
-        let item = (TaskId::parse(task).expect("an id"), size);
-        let (responder, _) = oneshot::channel();
-        let mut state = queue.lock();
-        state.queued_bytes += size;
-        state.queued.push_back(QueuedWrite { organization, item, size, responder });
-    }
-
-    #[test]
-    fn a_second_batch_waits_until_it_is_as_large_as_the_first() {
-        let organization = OrganizationId::generate(DateTime::<Utc>::UNIX_EPOCH);
-        let queue = queue_with(organization, &[("a", 0), ("b", 0), ("c", 0)]);
-        assert_eq!(
-            queue.take_batch().map(|batch| batch.items.len()),
-            Some(3),
-            "an idle queue writes at once"
-        );
-        for (task, taken) in [("d", None), ("e", None), ("f", Some(3))] {
-            push(&queue, organization, task, 0);
-            queue.lock().workers = 2;
-            assert_eq!(queue.take_batch().map(|batch| batch.items.len()), taken, "{task}");
-        }
-    }
-
-    #[test]
-    fn no_item_waits_for_another_organization_for_a_large_item_or_for_long() {
-        let organization = OrganizationId::generate(DateTime::<Utc>::UNIX_EPOCH);
-        let busy = || {
-            let queue = queue_with(organization, &[("a", 0), ("b", 0), ("c", 0)]);
-            assert!(queue.take_batch().is_some());
-            queue.lock().workers = 2;
-            queue
-        };
-        let other = busy();
-        push(&other, OrganizationId::generate(DateTime::<Utc>::UNIX_EPOCH), "d", 0);
-        assert!(other.take_batch().is_some(), "an item of another organization");
-        let large = busy();
-        push(&large, organization, "d", MAX_BATCH_BYTES);
-        assert!(large.take_batch().is_some(), "a large item");
-        let late = busy();
-        push(&late, organization, "d", 0);
-        late.lock().is_late = true;
-        assert!(late.take_batch().is_some(), "a late item");
-        push(&late, organization, "e", 0);
-        assert!(late.take_batch().is_none(), "the next item may wait again");
-    }
-
-    #[test]
-    fn a_later_item_of_a_task_does_not_overtake_an_earlier_one() {
-        let organization = OrganizationId::generate(DateTime::<Utc>::UNIX_EPOCH);
-        let items = [("a", MAX_BATCH_BYTES), ("b", MAX_BATCH_BYTES), ("b", 0), ("c", 0)];
-        let queue = queue_with(organization, &items);
-        let mut taken = Vec::new();
-        while let Some(batch) = queue.take_batch() {
-            let tasks: Vec<_> =
-                batch.items.iter().map(|(task, size)| format!("{task} {}", *size > 0)).collect();
-            queue.lock().in_flight.clear();
-            taken.push(tasks);
-        }
-        assert_eq!(taken, [vec!["a true", "c false"], vec!["b true"], vec!["b false"]]);
+    fn respond(self, result: Result<B::Output, StoreError>) {
+        // A caller that no longer waits gets no response.
+        let _ = self.0.payload.send(result);
     }
 }

@@ -6,11 +6,16 @@ mod read_fields;
 mod walk;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::Duration;
 
-use axum::body::Body;
+use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::http::Request;
+use futures_util::stream;
 use serde_json::{Value, json};
-use task_history::domain::{Clock, Limits};
+use task_history::api::{self, AppState};
+use task_history::domain::{Clock, Limits, NetworkOptions, PeerAddress};
 use task_history::store::{DatabaseUrl, NewApiKey, Store};
 use tower::ServiceExt;
 use tracing::instrument::WithSubscriber;
@@ -18,7 +23,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use self::read_fields::{ReadFields, joined};
 use self::walk::{Walk, check_words, count, error_at, replaced};
-use crate::support::test_app::router;
+use crate::support::test_app::{TestApp, router};
 
 /// Fields of bodies that accept any value, and why.
 const UNTYPED: &[(&str, &str)] = &[
@@ -38,8 +43,10 @@ const UNDOCUMENTED: &[(&str, &str)] = &[
 ];
 
 /// Error statuses that an operation answers and does not document, and why.
-const UNDOCUMENTED_STATUSES: &[(&str, u16, &str)] =
-    &[("get /v1/agents/{agent_id}/tasks", 401, "the contract documents 200 and 422 only")];
+const UNDOCUMENTED_STATUSES: &[(&str, u16, &str)] = &[
+    ("get /v1/agents/{agent_id}/tasks", 401, "the contract documents 200 and 422 only"),
+    ("get /v1/agents/{agent_id}/tasks", 429, "the contract documents 200 and 422 only"),
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_documented_query_parameter_is_read() {
@@ -132,7 +139,10 @@ async fn every_documented_field_is_read() {
                 }
             }
             for word in words.into_iter().flatten() {
-                let answer = with(Some(json!(word))).await;
+                // A turn that a body names and that has ended keeps its status.
+                let mut body = replaced(&full, &site.loc, Some(json!(word)));
+                body.as_object_mut().and_then(|fields| fields.remove("turn"));
+                let answer = walk.call(operation, "", Some(&body)).await;
                 assert_eq!(answer.status, 200, "{what} {word}: {}", answer.text);
             }
             let null = with(Some(Value::Null)).await;
@@ -186,6 +196,27 @@ async fn everything_that_is_read_is_documented() {
     assert_eq!(excused, UNDOCUMENTED.iter().map(|(name, _)| *name).collect());
 }
 
+/// The service of an app that waits for no body.
+fn without_patience(app: &TestApp) -> Router {
+    let limits = Limits { body_timeout: Duration::ZERO, ..Limits::default() };
+    api::router(AppState {
+        store: app.store.clone(),
+        clock: Clock::system(),
+        limits,
+        network: NetworkOptions::default(),
+        stopping: app.stopping.clone(),
+    })
+}
+
+/// Tries as many wrong keys as an address may.
+async fn guess_keys(app: &TestApp, guesser: PeerAddress) {
+    for number in 0..20 {
+        let request = Request::get("/v1/tasks").header("x-api-key", format!("guess-{number}"));
+        let request = request.extension(guesser).body(Body::empty()).expect("a request");
+        let _ = app.router.clone().oneshot(request).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_documented_error_is_answered_and_no_other() {
     let walk = Walk::start().await;
@@ -201,9 +232,14 @@ async fn every_documented_error_is_answered_and_no_other() {
     let (other_key, _) = app.other_organization().await;
     let url = DatabaseUrl::parse("postgres://x@127.0.0.1:1/x").expect("a URL");
     let without_database = router(Store::new(&url, 1, &Limits::default()), Clock::system());
+    let without_patience = without_patience(app);
+    let guesser = PeerAddress(([192, 0, 2, 1], 1).into());
+    guess_keys(app, guesser).await;
     let mut excused = BTreeSet::new();
     for (index, operation) in walk.operations.iter().enumerate() {
         walk.record_task().await;
+        // Bodies name this turn, and one of them another status.
+        app.report("x", json!({ "turn": 1, "status": "completed" })).await.ok();
         let body = operation.body.as_ref().map(|schema| walk.example(schema));
         // The ids of a body, as a task of another agent and as one that does not exist.
         let with_id = |id: &str| {
@@ -221,6 +257,7 @@ async fn every_documented_error_is_answered_and_no_other() {
         let key = app.key.as_str();
         let broken = body.as_ref().map(|_| b"{\"x\": \"\xff\"}".to_vec());
         let wrong = body.as_ref().map(|_| b"5".to_vec());
+        let huge = body.as_ref().map(|_| format!("[{}0]", "0,".repeat(100_000)).into_bytes());
         let requests = [
             ("wrong", &target, with_id("x")),
             (reader.expose(), &target, with_id("x")),
@@ -229,13 +266,39 @@ async fn every_documented_error_is_answered_and_no_other() {
             (key, &target, with_id("other")),
             (key, &target, broken),
             (key, &target, wrong),
+            (key, &target, huge),
             (key, &bad_query, with_id("x")),
         ];
         let mut answered = BTreeSet::new();
         for (key, target, body) in requests {
             answered.insert(walk.send(key, &operation.method, target, body).await.status.as_u16());
         }
-        if !operation.needs_key {
+        if body.is_some() {
+            for (router, body) in [
+                (&without_database, Body::from("{}")),
+                (
+                    &without_patience,
+                    Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()),
+                ),
+            ] {
+                let request = Request::builder()
+                    .method(operation.method.as_str())
+                    .uri(&target)
+                    .header("x-api-key", key)
+                    .body(body)
+                    .expect("a request");
+                let response = router.clone().oneshot(request).await.expect("infallible");
+                answered.insert(response.status().as_u16());
+            }
+        }
+        // Of an address that has guessed keys.
+        let request = Request::builder().method(operation.method.as_str()).uri(&target);
+        let guess = request.extension(guesser).header("x-api-key", "guess-of-the-operation");
+        let guess = guess.body(Body::empty()).expect("a request");
+        if operation.needs_key {
+            let response = app.router.clone().oneshot(guess).await.expect("infallible");
+            answered.insert(response.status().as_u16());
+        } else {
             let request = Request::get(&operation.path).body(Body::empty()).expect("a request");
             let response = without_database.clone().oneshot(request).await.expect("infallible");
             answered.insert(response.status().as_u16());

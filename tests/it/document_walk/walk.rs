@@ -65,7 +65,8 @@ impl Walk {
         Self { app, document, operations }
     }
 
-    /// Records the task `x` of the agent `x`, which every filter with the value `x` matches.
+    /// Records the task `x` of the agent `x`, which every filter with the value `x` matches. Bodies
+    /// name its turn 1. What names no turn is about a later one, and may end it.
     pub async fn record_task(&self) {
         let invocation = json!({
             "id": "x",
@@ -73,6 +74,7 @@ impl Walk {
             "parent_execution_id": "x",
             "triggering_agent_id": "x",
         });
+        self.app.invoke("x", invocation.clone()).await.ok();
         self.app.invoke("x", invocation).await.ok();
         let report = json!({ "status": "executing", "internal_status": "x" });
         self.app.report("x", report).await.ok();

@@ -1,6 +1,7 @@
 //! No acknowledged write is lost when the service, PostgreSQL or both are killed under load.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, kill};
@@ -23,6 +24,8 @@ struct ClientLog {
     acknowledged: BTreeSet<String>,
     /// Sent without a success response: they may have been recorded.
     unanswered: BTreeSet<String>,
+    /// The last answers to the clients of a round; `None` if a connection broke.
+    last_answers: Vec<Option<StatusCode>>,
 }
 
 async fn send(client: &Client, base: &str, id: &str) -> Option<StatusCode> {
@@ -41,19 +44,26 @@ fn has_key(id: &str) -> bool {
     id.ends_with("even")
 }
 
-/// One client: writes until a request fails. It also reports an outcome for every third task.
+/// One client: writes until a request fails or the round is over. It also reports an outcome for every third task.
 async fn write(
     client: Client,
     base: String,
     name: String,
     log: Arc<Mutex<ClientLog>>,
     acknowledged: watch::Sender<usize>,
+    is_over: Arc<AtomicBool>,
 ) {
     for n in 0.. {
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
         let id = format!("{name}-{n}-{}", if n % 2 == 0 { "even" } else { "odd" });
-        if send(&client, &base, &id).await != Some(StatusCode::OK) {
+        let answer = send(&client, &base, &id).await;
+        if answer != Some(StatusCode::OK) {
             // No response, or an error: the task may have been recorded.
-            log.lock().expect("no panic").unanswered.insert(id);
+            let mut log = log.lock().expect("no panic");
+            log.unanswered.insert(id);
+            log.last_answers.push(answer);
             return;
         }
         log.lock().expect("no panic").acknowledged.insert(id.clone());
@@ -70,10 +80,12 @@ async fn write(
     }
 }
 
-/// Starts the service without a log, which the test would have to read.
+/// Starts the service with a short log, which no test has to read for the service to go on.
 async fn serve(directory: &DataDirectory) -> RunningService {
     let mut command = directory.command::<&str>([]);
-    command.env("TASK_HISTORY_BOOTSTRAP_KEY", KEY).env("TASK_HISTORY_LOG", "off");
+    command
+        .env("TASK_HISTORY_BOOTSTRAP_KEY", KEY)
+        .env("TASK_HISTORY_LOG", "off,task_history::embedded=warn");
     RunningService::start(command).await
 }
 
@@ -82,14 +94,20 @@ async fn nothing_acknowledged_is_lost() {
     let directory = DataDirectory::new();
     let client = Client::new();
     let log = Arc::new(Mutex::new(ClientLog::default()));
+    let mut running = None;
     for round in 0..ROUNDS {
-        let service = serve(&directory).await;
+        let mut service = match running.take() {
+            Some(service) => service,
+            None => serve(&directory).await,
+        };
+        let is_over = Arc::new(AtomicBool::new(false));
         let (sender, mut acknowledged) = watch::channel(0);
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let name = format!("{round}-{writer}");
                 let (client, base) = (client.clone(), service.base.clone());
-                tokio::spawn(write(client, base, name, log.clone(), sender.clone()))
+                let (log, sender) = (log.clone(), sender.clone());
+                tokio::spawn(write(client, base, name, log, sender, is_over.clone()))
             })
             .collect();
         let enough = acknowledged.wait_for(|count| *count >= ACKNOWLEDGED);
@@ -98,16 +116,26 @@ async fn nothing_acknowledged_is_lost() {
         if round % 3 != 1 {
             kill(server, Signal::SIGKILL).expect("a signal");
         }
-        if round % 3 != 0 {
+        if round % 3 == 0 {
+            // The service survives, and the next round continues with it.
+            service.wait_for_log("PostgreSQL runs again").await;
+            is_over.store(true, Ordering::Relaxed);
+            running = Some(service);
+        } else {
             service.signal(Signal::SIGKILL);
+            service.ended().await;
         }
-        service.ended().await;
         for writer in writers {
             writer.await.expect("no panic");
         }
+        let answers = std::mem::take(&mut log.lock().expect("no panic").last_answers);
+        if round % 3 == 0 {
+            let unavailable = Some(StatusCode::SERVICE_UNAVAILABLE);
+            assert!(answers.iter().all(|answer| *answer == unavailable), "{answers:?}");
+        }
     }
-    let service = serve(&directory).await;
-    let ClientLog { mut acknowledged, unanswered } =
+    let service = running.expect("PostgreSQL was killed last");
+    let ClientLog { mut acknowledged, unanswered, .. } =
         std::mem::take(&mut *log.lock().expect("no panic"));
     assert!(!unanswered.is_empty(), "a client was in the middle of a write");
     // Requests with an idempotency key are sent again, among them some acknowledged ones.

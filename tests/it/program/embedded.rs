@@ -44,7 +44,11 @@ async fn it_is_durable_and_private() {
         assert_eq!(actual, value, "{setting}");
     }
     drop(connection);
-    for (path, mode) in [("data", 0o700), ("run", 0o700), ("lock", 0o600)] {
+    // Root's server runs as another user, who must pass through the directory.
+    let own = if Uid::effective().is_root() { 0o710 } else { 0o700 };
+    let modes =
+        [("", own), ("data", 0o700), ("run", 0o700), ("lock", 0o600), ("postgres.log", 0o600)];
+    for (path, mode) in modes {
         let metadata = std::fs::metadata(directory.data().join(path)).expect(path);
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{path}");
     }
@@ -79,20 +83,6 @@ async fn the_service_is_killed() {
     assert!(!status.success());
     let service = directory.serve().await;
     assert!(!is_alive(pid), "the old server is gone");
-    assert_eq!(service.get("/v1/tasks/kept").await["status"], "pending");
-    service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_is_killed() {
-    let directory = DataDirectory::new();
-    let service = directory.serve().await;
-    service.record("kept").await;
-    kill(postmaster(&directory.data()).expect("it runs"), Signal::SIGKILL).expect("a signal");
-    let (status, _, log) = service.ended().await;
-    assert_eq!(status.code(), Some(3), "{log}");
-    assert!(log.contains("PostgreSQL ended by itself"), "{log}");
-    let service = directory.serve().await;
     assert_eq!(service.get("/v1/tasks/kept").await["status"], "pending");
     service.stop().await;
 }

@@ -18,6 +18,9 @@ async fn messages_say_what_to_do() {
         (vec!["--log-format", "xml"], "`text` or `json`"),
         (vec!["keys", "list"], "start the service there first"),
         (vec!["--database-connections", "0"], "from 1 to 50"),
+        (vec!["--max-connections", "0"], "--max-connections must be at least 1"),
+        (vec!["--max-connections-per-address", "0"], "-per-address must be at least 1"),
+        (vec!["--idle-timeout", "x"], "expected a duration, for example 10s"),
         (vec!["healthcheck", "http://127.0.0.1:1/"], "cannot be reached"),
         (vec!["healthcheck", "ftp://x"], "not an http:// URL"),
         (vec!["keys", "create", "--name", "x", "--organization", " "], "must have a name"),
@@ -25,7 +28,10 @@ async fn messages_say_what_to_do() {
             vec!["keys", "create", "--name", "x", "--expires-in", "soon"],
             "expected a duration, for example 10s",
         ),
+        (vec!["--trusted-proxies", "proxy"], "--trusted-proxies takes addresses and networks"),
+        (vec!["--cors-origins", "app.example.com"], "--cors-origins takes origins"),
         (vec!["--drain-timeout", "x"], "expected a duration, for example 10s"),
+        (vec!["--idempotency-ttl", "0s"], "--idempotency-ttl must be longer than 0"),
         (vec!["keys", "revoke", "x"], "`keys list` shows the ids"),
     ];
     for (arguments, hint) in cases {
@@ -61,10 +67,13 @@ async fn the_log_has_one_line_a_request_and_no_secret() {
     let mut fields: Vec<_> = requests[1].as_object().expect("an object").keys().collect();
     fields.sort();
     let expected = [
+        "client_address",
         "duration_ms",
+        "key_id",
         "level",
         "message",
         "method",
+        "organization_id",
         "request_id",
         "route",
         "status",

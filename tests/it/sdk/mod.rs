@@ -4,6 +4,7 @@ mod activity;
 mod events;
 mod executions;
 mod reports;
+mod turns;
 
 use axum::body::Body;
 use axum::http::Request;

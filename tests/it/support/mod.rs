@@ -3,7 +3,9 @@
 pub mod cluster;
 pub mod files;
 pub mod program;
+pub mod proxy;
 pub mod sse_client;
+pub mod tcp_server;
 pub mod test_app;
 
 use std::time::Duration;

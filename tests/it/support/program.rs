@@ -125,19 +125,32 @@ impl RunningService {
         Self { base: base.to_owned(), port, child, stdout, stderr }
     }
 
+    /// The service's process.
+    pub fn pid(&self) -> Pid {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).expect("it runs");
+        Pid::from_raw(pid)
+    }
+
     /// Sends a signal to the service alone.
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).expect("it runs");
-        kill(Pid::from_raw(pid), signal).expect("a signal");
+        kill(self.pid(), signal).expect("a signal");
+    }
+
+    /// Reads the log up to the first line whose message contains this text, and returns that line.
+    pub async fn wait_for_log(&mut self, message: &str) -> Value {
+        self.read_log_until(message).await.pop().expect("the line")
     }
 
     /// Reads the log up to the first line whose message contains this text.
-    pub async fn wait_for_log(&mut self, message: &str) -> Value {
+    pub async fn read_log_until(&mut self, message: &str) -> Vec<Value> {
         let find = async {
+            let mut lines = Vec::new();
             while let Some(line) = self.stderr.next_line().await.expect("a pipe") {
                 let line: Value = serde_json::from_str(&line).expect(&line);
-                if line["message"].as_str().is_some_and(|text| text.contains(message)) {
-                    return line;
+                let is_last = line["message"].as_str().is_some_and(|text| text.contains(message));
+                lines.push(line);
+                if is_last {
+                    return lines;
                 }
             }
             panic!("the log ended without {message}");
@@ -207,6 +220,19 @@ impl RunningService {
 pub fn postmaster(data: &Path) -> Option<Pid> {
     let text = std::fs::read_to_string(data.join("data/postmaster.pid")).ok()?;
     text.lines().next()?.parse().ok().map(Pid::from_raw)
+}
+
+/// The child processes of a process, with the titles that they give themselves.
+pub fn children(parent: Pid) -> Vec<(Pid, String)> {
+    let entries = std::fs::read_dir("/proc").expect("processes").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        fields.nth(1) == Some(parent.to_string().as_str())
+    };
+    let title = |pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    pids.filter(is_child).map(|pid| (Pid::from_raw(pid), title(pid))).collect()
 }
 
 /// Whether a process with this id runs. A zombie does not run.

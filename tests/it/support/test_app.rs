@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use task_history::api::{self, AppState};
-use task_history::domain::{ApiKeySecret, Clock, KeyDigest, Limits, OrganizationId};
+use task_history::domain::{
+    ApiKeySecret, Clock, KeyDigest, Limits, NetworkOptions, OrganizationId,
+};
 use task_history::store::{DatabaseUrl, NewApiKey, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -17,8 +19,8 @@ use tower::ServiceExt;
 
 use super::cluster;
 
-/// Most apps of one process at a time: each has up to eight of the server's 64 connections.
-const MAX_APPS: usize = 5;
+/// Most apps of one process at a time: each has up to twenty of the server's hundred connections.
+const MAX_APPS: usize = 4;
 
 /// The service on a database of its own.
 pub struct TestApp {
@@ -64,12 +66,17 @@ impl TestApp {
 
     /// With time limits of the test's own.
     pub async fn start_with(limits: Limits) -> Self {
+        Self::start_at(limits, cluster::url_of).await
+    }
+
+    /// On a server that is reached at another address. `url_of` is the URL of a database there.
+    pub async fn start_at(limits: Limits, url_of: impl Fn(&str) -> String) -> Self {
         static APPS: LazyLock<Arc<Semaphore>> =
             LazyLock::new(|| Arc::new(Semaphore::new(MAX_APPS)));
         let permit = APPS.clone().acquire_owned().await.expect("never closed");
         let now = Arc::new(Mutex::new("2026-03-23T00:45:22Z".parse().expect("a time")));
         let database = cluster::migrated_database().await;
-        let url = DatabaseUrl::parse(&cluster::url_of(&database)).expect("a URL");
+        let url = DatabaseUrl::parse(&url_of(&database)).expect("a URL");
         let store = Store::new(&url, 8, &limits);
         let clock = {
             let now = now.clone();
@@ -82,6 +89,7 @@ impl TestApp {
             store: store.clone(),
             clock: clock.clone(),
             limits,
+            network: NetworkOptions::default(),
             stopping: stopping.clone(),
         };
         let router = api::router(state);
@@ -165,16 +173,23 @@ impl TestApp {
     }
 }
 
-/// The limits of most tests: short timeouts for invocations and slow readers.
+/// The limits of most tests: short timeouts for invocations and slow readers. An address that
+/// guesses keys remains refused.
 pub fn short_limits() -> Limits {
     let timeout = Duration::from_millis(300);
-    Limits { invoke_timeout: timeout, slow_reader_timeout: timeout, ..Limits::default() }
+    Limits {
+        invoke_timeout: timeout,
+        slow_reader_timeout: timeout,
+        failed_key_interval: Duration::from_hours(1),
+        ..Limits::default()
+    }
 }
 
 /// Another instance of the service.
 pub fn router(store: Store, clock: Clock) -> Router {
     let stopping = CancellationToken::new();
-    api::router(AppState { store, clock, limits: short_limits(), stopping })
+    let (limits, network) = (short_limits(), NetworkOptions::default());
+    api::router(AppState { store, clock, limits, network, stopping })
 }
 
 /// A store of one connection on a database.

@@ -299,12 +299,12 @@ async fn secrets_are_neither_kept_nor_returned() {
         "user_tokens": { "google": "SECRET-2" },
         "mcp_servers": [{
             "name": "server", "type": "remote",
-            "url": "https://u:SECRET-3@mcp.example.com/sse?key=SECRET-4#SECRET-5",
+            "url": "https://u:SECRET-3@mcp.example.com/s/SECRET-14/sse?key=SECRET-4#SECRET-5",
             "api_key": "SECRET-6", "client_secret": "SECRET-7",
             "headers": { "authorization": "SECRET-8" },
             "env_vars": { "K": "SECRET-9" }, "command": "run --token SECRET-10",
             "allowed_tools": ["search"]
-        }, { "url": "SECRET-11 is no address" }]
+        }, { "url": "SECRET-11 is no address" }, { "url": "http://[::1]:8123/SECRET-15" }]
     });
     let answer = app.invoke("a", body).await;
     let created = answer.ok();
@@ -312,10 +312,11 @@ async fn secrets_are_neither_kept_nor_returned() {
         created["mcp_servers"],
         json!([
             {
-                "name": "server", "type": "remote", "url": "https://mcp.example.com/sse",
+                "name": "server", "type": "remote", "url": "https://mcp.example.com",
                 "allowed_tools": ["search"]
             },
-            { "url": null }
+            { "url": null },
+            { "url": "http://[::1]:8123" }
         ])
     );
     let patch = json!({ "user_oidc_token": "SECRET-12", "user_tokens": { "a": "SECRET-13" } });

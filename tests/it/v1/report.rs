@@ -130,3 +130,85 @@ async fn turns_and_reports_at_once_leave_the_record_equal_to_its_latest_turn() {
         assert!(agree, "round {round}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_paused_turn_keeps_its_pending_requests() {
+    let app = TestApp::start().await;
+    let requests = json!({
+        "hitl_request": { "wait_node_id": "w" },
+        "pending_eca_request": { "connector_name": "c", "auth_url": "https://example.com" },
+        "deep_planning": { "enabled": true, "tasks": [] }
+    });
+    for status in ["pending", "executing", "failed", "paused"] {
+        app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+        let mut paused = requests.clone();
+        paused["status"] = json!("paused");
+        let paused_again = paused.clone();
+        let paused = app.report("t", paused).await.ok();
+        assert_eq!(paused["hitl_request"], requests["hitl_request"], "{status}");
+        assert_eq!(paused["pending_eca_request"], requests["pending_eca_request"], "{status}");
+        // The status alone ends them.
+        let task = app.report("t", json!({ "status": status })).await.ok();
+        for request in ["hitl_request", "pending_eca_request"] {
+            assert_eq!(!task[request].is_null(), status == "paused", "{status}: {request}");
+        }
+        app.report("t", paused_again.clone()).await.ok();
+        // With the status, and after it.
+        let mut late = json!({ "status": status, "hitl_request": { "wait_node_id": "late" } });
+        for _ in 0..2 {
+            let task = app.report("t", late.clone()).await.ok();
+            assert_eq!(task, app.get("/v1/tasks/t").await.ok());
+            let is_paused = status == "paused";
+            assert_eq!(task["hitl_request"]["wait_node_id"] == "late", is_paused, "{status}");
+            assert_eq!(!task["hitl_request"].is_null(), is_paused, "{status}");
+            assert_eq!(!task["pending_eca_request"].is_null(), is_paused, "{status}");
+            assert_eq!(task["deep_planning"]["enabled"], true, "{status}");
+            late.as_object_mut().expect("an object").remove("status");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_update_time_never_goes_back() {
+    let app = TestApp::start().await;
+    let updated_at = async || app.get("/v1/tasks").await.ok()["items"][0]["updated_at"].clone();
+    app.advance(5.0);
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    app.advance(-3.0);
+    app.report("t", json!({ "status": "executing" })).await.ok();
+    assert_eq!(updated_at().await, "2026-03-23T00:45:27Z");
+    app.request("POST", "/v1/tasks/t/stop", None).await.ok();
+    assert_eq!(updated_at().await, "2026-03-23T00:45:27Z");
+    app.advance(4.0);
+    app.report("t", json!({})).await.ok();
+    assert_eq!(updated_at().await, "2026-03-23T00:45:28Z", "also an empty report is one");
+}
+
+/// Each field of an option or a detail keeps its text, whatever else is reported.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_merges_options_and_details_field_by_field() {
+    let app = TestApp::start().await;
+    let payload = json!({ "z": 1, "a": { "n": 10.50, "big": 12_345_678_901_234_567_890_u64 } });
+    let body = json!({
+        "id": "t", "input": {}, "worker_id": "w", "output_format": "json",
+        "payload_extension": payload
+    });
+    app.invoke("a", body).await.ok();
+    let mut expected = app.report("t", json!({ "title": "Named" })).await.ok();
+    assert_eq!(expected["payload_extension"].to_string(), payload.to_string());
+    assert_eq!((&expected["worker_id"], &expected["title"]), (&json!("w"), &json!("Named")));
+    assert_eq!(expected["output_format"], "json");
+    for (key, value) in [
+        ("payload_extension", json!({ "b": [], "a": null })),
+        ("tokens", json!({ "total_tokens": 1 })),
+        ("used_tools", json!(["x", "y"])),
+        ("duration", json!(0.25)),
+        ("tokens", json!({ "prompt_tokens": 2 })),
+        ("title", json!("")),
+    ] {
+        expected[key] = value.clone();
+        let task = app.report("t", json!({ key: value })).await.ok();
+        assert_eq!(task.to_string(), expected.to_string(), "{key}");
+        assert_eq!(app.get("/v1/tasks/t").await.ok().to_string(), expected.to_string(), "{key}");
+    }
+}

@@ -262,6 +262,25 @@ async fn dates_are_read_as_pydantic_reads_them() {
             }),
         );
     }
+    // What is shorter than a microsecond is cut off, and does not make the time later.
+    app.invoke("a", json!({ "input": {} })).await.ok();
+    for time in ["22.0000009Z", "22.000000999Z", "22.0000009999999999Z", "22,000000999%2B00:00"] {
+        let from = format!("/v1/tasks?from_date=2026-03-23T00:45:{time}");
+        assert_eq!(app.get(&from).await.ok()["total"], 1, "{time}");
+    }
+    for (time, is_named) in [
+        ("2026-01-01T00:00:00+02:00", true),
+        ("2026-01-01T00:00:00.5+0200", true),
+        ("2026-01-01T00:00:00%2B02:00+", false),
+        ("2026-01-01+x", false),
+    ] {
+        let fault = app.get(&format!("/v1/tasks?to_date={time}")).await.json()["detail"][0].clone();
+        assert_eq!(fault["type"], "datetime_from_date_parsing", "{time}");
+        assert_eq!(fault["loc"], json!(["query", "to_date"]));
+        let msg = fault["msg"].as_str().expect("text");
+        assert!(msg.starts_with("Input should be a valid datetime or date, "), "{msg}");
+        assert_eq!(msg.contains("write the time zone with %2B"), is_named, "{msg}");
+    }
     let fault = app.get("/v1/tasks?to_date=0000-01-01").await.json()["detail"][0].clone();
     assert_eq!(
         (&fault["type"], &fault["ctx"]["error"]),
