@@ -70,6 +70,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The error of a read that follows a write of the same request: the write is committed, so
+    /// the request must not be told that nothing was written.
+    #[must_use]
+    pub fn after_write(self) -> Self {
+        match self {
+            Self::Unavailable(text) | Self::Locked(text) => Self::OutcomeUnknown(text),
+            error => error,
+        }
+    }
+
     pub(super) fn corrupt(
         table: &'static str,
         row: String,

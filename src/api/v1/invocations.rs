@@ -134,7 +134,8 @@ pub(crate) async fn invoke(
     }
     // A later turn has started. The answer is about the turn that this request recorded.
     let id = &task.summary.id;
-    Ok(TaskResponse(state.store.get_task_at_turn(organization, id, turn).await?))
+    let read = state.store.get_task_at_turn(organization, id, turn).await;
+    Ok(TaskResponse(read.map_err(StoreError::after_write)?))
 }
 
 /// An invocation that is recorded, and waits for the end of its turn.

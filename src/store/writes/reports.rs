@@ -234,10 +234,11 @@ impl Store {
     ) -> Result<Task, StoreError> {
         let update = TaskUpdate::new(id.clone(), kind, now);
         let updated = self.updates.write(organization, update).await??;
-        match updated.task {
-            Some(task) => Ok(*task),
-            None => self.get_task_at_turn(organization, id, updated.number).await,
+        if let Some(task) = updated.task {
+            return Ok(*task);
         }
+        let read = self.get_task_at_turn(organization, id, updated.number).await;
+        read.map_err(StoreError::after_write)
     }
 
     /// Records, in order, the events that a runner pushes about a task, each of the latest turn
