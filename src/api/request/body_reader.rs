@@ -200,10 +200,18 @@ impl<'a, 'e> BodyReader<'a, 'e> {
         number
     }
 
-    /// The number of a turn, from 1, that may be absent or null.
+    /// The number of a turn, from 1, that may be absent or null. As in JSON Schema, 2.0 is an
+    /// integer, and it may have any size.
     pub(crate) fn turn(&mut self) -> Option<i32> {
         const NAME: &str = "turn";
-        let number = self.integer(NAME)?;
+        let value = self.value(NAME)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the cast saturates")]
+        let of_float = |number: f64| (number.fract() == 0.0).then_some(number as i64);
+        let number = value.as_i64().or_else(|| value.as_f64().and_then(of_float));
+        let Some(number) = number else {
+            self.push_error(NAME, "int_type", "Input should be a valid integer", value);
+            return None;
+        };
         if number < 1 {
             let msg = "Input should be greater than or equal to 1";
             let value = self.get(NAME).cloned().unwrap_or_default();

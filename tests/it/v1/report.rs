@@ -212,3 +212,22 @@ async fn a_report_merges_options_and_details_field_by_field() {
         assert_eq!(app.get("/v1/tasks/t").await.ok().to_string(), expected.to_string(), "{key}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_number_of_a_turn_is_any_integer_of_json() {
+    let app = TestApp::start().await;
+    app.invoke("a", json!({ "id": "t", "input": {} })).await.ok();
+    for (turn, status) in [
+        ("1", StatusCode::OK),
+        ("1.0", StatusCode::OK),
+        ("57538293048716489129984", StatusCode::NOT_FOUND),
+        ("1e30", StatusCode::NOT_FOUND),
+        ("1.5", StatusCode::UNPROCESSABLE_ENTITY),
+        ("0", StatusCode::UNPROCESSABLE_ENTITY),
+        ("\"1\"", StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        let body = format!(r#"{{"turn":{turn},"internal_status":"x"}}"#);
+        let body = serde_json::from_str(&body).expect("JSON");
+        assert_eq!(app.report("t", body).await.status, status, "{turn}");
+    }
+}
