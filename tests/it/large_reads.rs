@@ -374,6 +374,23 @@ async fn a_task_has_the_ids_of_all_its_sub_tasks() {
             assert!(read.text == wanted, "{path} with {last} sub-tasks differs");
         }
     }
+    // The answers to writes have the oldest.
+    let keyed = |key: &str| {
+        Request::post("/v1/agents/a/invoke/async")
+            .header("x-api-key", &app.key)
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .body(Body::from(r#"{"id":"top","input":{}}"#))
+            .expect("a request")
+    };
+    for answer in [
+        app.invoke("a", json!({ "id": "top", "input": {} })).await,
+        app.send(keyed("first")).await,
+        app.send(keyed("first")).await,
+        app.report("top", json!({ "status": "completed" })).await,
+    ] {
+        assert_eq!(answer.ok()["sub_executions"].as_array().map(Vec::len), Some(10_000));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,11 +3,15 @@
 mod delete;
 mod filter;
 mod list;
+mod sub_tasks;
 mod totals;
 
 use std::collections::HashMap;
 
 pub use list::SummaryStep;
+pub use sub_tasks::MAX_SUB_TASKS;
+
+pub(in crate::store) use sub_tasks::query_with_sub_tasks;
 
 use chrono::{DateTime, Utc};
 use sqlx::{Executor, Postgres};
@@ -18,9 +22,6 @@ use crate::domain::{
     AgentId, OrganizationId, ShortText, Status, Task, TaskId, TaskSummary, Turn, TurnState, UserId,
 };
 
-/// Most ids of sub-tasks that are read with a task: the LIMIT in [`select_task`].
-pub const MAX_SUB_TASKS: usize = 10_000;
-
 /// How many sub-tasks are read at a time.
 pub const SUB_TASK_PAGE: i64 = 1000;
 
@@ -29,10 +30,10 @@ pub const SUB_TASK_PAGE: i64 = 1000;
 /// organization.
 macro_rules! select_task {
     ($before:literal, $from:literal, $($bind:expr),+ $(,)?) => {
-        sqlx::query_as!(
-            TaskRow,
+        query_with_sub_tasks!(
+            TaskRow;
             $before
-                + r#"
+            r#"
                 SELECT task.organization_id AS "organization_id: OrganizationId",
                        task.id AS "id: TaskId",
                        task.agent_id AS "agent_id: AgentId",
@@ -49,26 +50,9 @@ macro_rules! select_task {
                        task.events, turn.turn,
                        turn.last_executed_node_id, turn.is_manually_stopped,
                        turn.created_at AS turn_created_at,
-                       turn.started_at, turn.paused_at, turn.finished_at,
-                       ARRAY(
-                           SELECT child.id FROM tasks child
-                           WHERE child.organization_id = $1
-                             AND child.organization_id = task.organization_id
-                             AND child.parent_task_id = task.id
-                           ORDER BY child.created_at, child.id
-                           LIMIT 10000
-                       ) AS "sub_executions!: Vec<TaskId>",
-                       ARRAY(
-                           SELECT child.id FROM tasks child
-                           WHERE child.organization_id = $1
-                             AND child.organization_id = task.organization_id
-                             AND child.parent_task_id = task.id
-                             AND child.status IN ('error', 'failed', 'completed', 'stopped')
-                           ORDER BY child.created_at, child.id
-                           LIMIT 10000
-                       ) AS "finished_sub_executions!: Vec<TaskId>"
-                "#
-                + $from,
+                       turn.started_at, turn.paused_at, turn.finished_at
+                "#;
+            $from;
             $($bind),+
         )
     };

@@ -10,6 +10,7 @@ use super::new_turn::{Idempotency, NewTurn, UpsertedRow};
 use crate::domain::{AgentId, OrganizationId, ShortText, Task, TaskId, UserId};
 use crate::store::StoreError;
 use crate::store::sql::column;
+use crate::store::tasks::query_with_sub_tasks;
 
 /// First key of the advisory locks on idempotency keys. The second is a hash of the key.
 const LOCK_CLASS: i32 = 29_802;
@@ -132,7 +133,8 @@ pub(super) async fn find_recorded(
     after: DateTime<Utc>,
 ) -> Result<HashMap<(AgentId, ShortText), EarlierRecording>, StoreError> {
     // Each organization is a value and a column: see `lock_tasks`.
-    let rows = sqlx::query!(
+    let rows = query_with_sub_tasks!(
+        _;
         r#"
         WITH wanted AS MATERIALIZED (
             SELECT $1::uuid AS organization_id, agent_id COLLATE "C" AS agent_id,
@@ -145,22 +147,9 @@ pub(super) async fn find_recorded(
                task.user_id AS "user_id: UserId",
                task.parent_task_id AS "parent_task_id: TaskId",
                task.triggering_agent_id AS "triggering_agent_id: AgentId",
-               task.events, task.created_at, task.updated_at,
-               ARRAY(
-                   SELECT child.id FROM tasks child
-                   WHERE child.organization_id = $1
-                     AND child.organization_id = task.organization_id
-                     AND child.parent_task_id = task.id
-                   ORDER BY child.created_at, child.id
-               ) AS "sub_executions!: Vec<TaskId>",
-               ARRAY(
-                   SELECT child.id FROM tasks child
-                   WHERE child.organization_id = $1
-                     AND child.organization_id = task.organization_id
-                     AND child.parent_task_id = task.id
-                     AND child.status IN ('error', 'failed', 'completed', 'stopped')
-                   ORDER BY child.created_at, child.id
-               ) AS "finished_sub_executions!: Vec<TaskId>"
+               task.events, task.created_at, task.updated_at
+        "#;
+        r#"
         FROM wanted
         JOIN idempotency_keys earlier
             ON earlier.organization_id = wanted.organization_id
@@ -169,7 +158,7 @@ pub(super) async fn find_recorded(
         JOIN tasks task
             ON task.organization_id = earlier.organization_id AND task.id = earlier.task_id
         WHERE earlier.organization_id = $1 AND earlier.created_at > $4
-        "#,
+        "#;
         organization as OrganizationId,
         &column(keyed, |keyed| keyed.agent().as_str()) as &[&str],
         &column(keyed, |keyed| keyed.idempotency.key.as_str()) as &[&str],

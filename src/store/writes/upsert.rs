@@ -10,6 +10,7 @@ use crate::domain::{AgentId, EventKind, OrganizationId, Task, TaskId, UserId, Wi
 use crate::store::StoreError;
 use crate::store::events::CHANNEL;
 use crate::store::sql::column;
+use crate::store::tasks::query_with_sub_tasks;
 
 /// Creates tasks or adds turns to them, each turn of another task. `None` for a task that belongs
 /// to another agent, of which nothing is written.
@@ -28,8 +29,8 @@ pub(super) async fn upsert_tasks(
     // single turn.
     //
     // The sub-tasks name the organization twice, as the value and as the column: see `lock_tasks`.
-    let rows = sqlx::query_as!(
-        UpsertedRow,
+    let rows = query_with_sub_tasks!(
+        UpsertedRow;
         r#"
         WITH new AS (
             SELECT id COLLATE "C" AS id, agent_id, user_id, parent_task_id, triggering_agent_id,
@@ -107,24 +108,9 @@ pub(super) async fn upsert_tasks(
                task.parent_task_id AS "parent_task_id: TaskId",
                task.triggering_agent_id AS "triggering_agent_id: AgentId",
                task.turns AS "turns!", task.events AS "events!", task.created_at AS "created_at!",
-               task.updated_at AS "updated_at!",
-               ARRAY(
-                   SELECT child.id FROM tasks child
-                   WHERE child.organization_id = $1
-                     AND child.organization_id = task.organization_id
-                     AND child.parent_task_id = task.id
-                   ORDER BY child.created_at, child.id
-               ) AS "sub_executions!: Vec<TaskId>",
-               ARRAY(
-                   SELECT child.id FROM tasks child
-                   WHERE child.organization_id = $1
-                     AND child.organization_id = task.organization_id
-                     AND child.parent_task_id = task.id
-                     AND child.status IN ('error', 'failed', 'completed', 'stopped')
-                   ORDER BY child.created_at, child.id
-               ) AS "finished_sub_executions!: Vec<TaskId>"
-        FROM upserted task
-        "#,
+               task.updated_at AS "updated_at!"
+        "#;
+        "FROM upserted task";
         organization as OrganizationId,
         &column(turns, |turn| turn.invocation.id.as_str()) as &[&str],
         &column(turns, |turn| turn.invocation.agent_id.as_str()) as &[&str],
