@@ -69,17 +69,13 @@ pub async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             server::serve(listener, router, &limits, connections, stopping).await;
         })
     };
-    // Each ping that fails takes one connection to the ended server out of the pool.
-    let drop_dead_connections = async || {
-        for _ in 0..=config.database_connections {
-            if store.ready().await.is_ok() {
-                break;
-            }
-        }
+    // The heartbeat finds its connection closed; all others are then pinged before their next use.
+    let notice_restart = async || {
+        let _ = store.ready().await;
     };
     tokio::select! {
         result = &mut serving => result?,
-        error = database.keep_running(drop_dead_connections) => {
+        error = database.keep_running(notice_restart) => {
             tracing::error!(
                 %error,
                 "giving up; read the log of PostgreSQL in the data directory, mend the reason, and \

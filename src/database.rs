@@ -125,7 +125,7 @@ async fn open_embedded(
     tracing::info!(
         directory = %options.directory.display(),
         socket = %server.socket_directory().display(),
-        duration_ms = started.elapsed().as_millis(),
+        duration_ms = started.elapsed().as_secs_f64() * 1e3,
         "PostgreSQL started"
     );
     store::create_database(&parse(&server.database_url("postgres"))?, DATABASE).await?;

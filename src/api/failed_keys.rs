@@ -1,10 +1,12 @@
 //! The brake on guessed keys: an address that tries too many is refused for a while.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quick_cache::unsync::Cache;
+
+use crate::domain::network_of;
 
 /// How many wrong keys an address may try at once.
 const MAX_GUESSES: u32 = 20;
@@ -112,14 +114,6 @@ impl TokenBuckets {
         let full_at = self.full_at.get(&network).map_or(now, |at| now.max(*at));
         let full_at = (full_at + self.interval).min(now + self.interval * self.capacity);
         self.full_at.insert(network, full_at);
-    }
-}
-
-/// What counts as one address: an IPv6 client usually has a whole /64.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 

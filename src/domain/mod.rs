@@ -21,7 +21,8 @@ pub use clock::Clock;
 pub use event::{Event, EventKind, EventParseError, NewEvent};
 pub use export::{
     CompleteTask, EXPORT_VERSION, ExportHeader, ExportLine, ExportedEvent, ExportedTask,
-    ExportedTurn, ImportRecord, MAX_EVENT_NUMBER, RecordError, WholeTask, first_name, raw_json,
+    ExportedTurn, ImportRecord, MAX_EVENT_NUMBER, RESERVED_NAMES, RecordError, WholeTask,
+    first_name, raw_json,
 };
 pub use filter::TaskFilter;
 pub use ids::{AgentId, OrganizationId, ShortText, TaskId, TextError, UserId};
@@ -32,7 +33,7 @@ pub use invocation::{
 pub use limits::Limits;
 pub use network::{CorsOrigins, NetworkOptions, TrustedProxies};
 pub use page::{Cursor, PageRequest, PageStart, TaskPage};
-pub use peer_address::PeerAddress;
+pub use peer_address::{PeerAddress, network_of};
 pub use task::{Report, Task, TaskSummary};
 pub use thread::{Message, Role, ThreadEntry};
 pub use turn::{Status, Turn, TurnDetails, TurnOutcome, TurnState};

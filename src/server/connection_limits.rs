@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+
+use crate::domain::network_of;
 
 /// The default of the most connections. A connection has one open file and about 20 KB of memory.
 const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
@@ -76,7 +78,7 @@ impl ConnectionSlots {
 
     /// A slot for a connection from this address.
     pub(super) fn take(&self, address: IpAddr) -> Result<ConnectionSlot, Full> {
-        let address = network(address);
+        let address = network_of(address);
         let mut taken = self.taken.lock().expect("no panic");
         if taken.total >= self.limits.total {
             return Err(Full::Total);
@@ -100,17 +102,6 @@ impl Drop for ConnectionSlot {
             if *of_address.get() == 0 {
                 of_address.remove();
             }
-        }
-    }
-}
-
-/// A host chooses among all addresses of its IPv6 network, so they count as one.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
         }
     }
 }

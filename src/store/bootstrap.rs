@@ -15,7 +15,7 @@ const DEFAULT_ORGANIZATION: &str = "default";
 /// The name of the keys that [`Store::bootstrap`] stores. It revokes others of this name.
 pub const BOOTSTRAP_KEY_NAME: &str = "bootstrap";
 
-/// The lock of starts with a given key. `events/watch.rs` has other classes.
+/// The class of the lock of starts with a given key. `CONTRIBUTING.md` lists all classes.
 const BOOTSTRAP_LOCK: i32 = 29_803;
 
 /// What [`Store::bootstrap`] did.

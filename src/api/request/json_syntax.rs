@@ -1,6 +1,8 @@
 //! Reports JSON syntax errors with the messages and character offsets of Python's `json`, which
 //! clients know from FastAPI.
 
+use crate::domain::RESERVED_NAMES;
+
 /// Deepest nesting that is scanned. Python stops near it too.
 const MAX_DEPTH: usize = 900;
 
@@ -9,10 +11,6 @@ const MAX_ACCEPTED_DEPTH: usize = 120;
 
 /// Most values of a body: objects, arrays and scalars. Each takes memory, however short it is.
 pub(super) const MAX_VALUES: usize = 100_000;
-
-/// Prefix of the names by which `serde_json` marks its own values; it would misread an object with
-/// such a name.
-const RESERVED: &str = "$serde_json::private::";
 
 /// Why a text is not accepted as JSON.
 #[derive(Debug, PartialEq, Eq)]
@@ -167,7 +165,7 @@ impl Scanner<'_> {
         let name = &self.bytes[start..end];
         if name.starts_with(b"\"$") || name.starts_with(b"\"\\") {
             let name = serde_json::from_slice::<String>(name).unwrap_or_default();
-            self.has_reserved_name |= name.starts_with(RESERVED);
+            self.has_reserved_name |= name.starts_with(RESERVED_NAMES);
         }
         let at = self.skip_space(end);
         if self.byte_at(at) == Some(b':') {

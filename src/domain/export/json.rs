@@ -6,9 +6,11 @@ use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Number;
 
-/// Prefix of the names by which `serde_json` marks its own values. It gives the first of them to
-/// visitors of numbers, and would misread an object with such a name.
-const RESERVED: &str = "$serde_json::private::";
+/// Prefix of the names by which `serde_json` marks its own values. It would misread an object with
+/// such a name.
+pub const RESERVED_NAMES: &str = "$serde_json::private::";
+
+/// The name that it gives to visitors of numbers.
 const NUMBER: &str = "$serde_json::private::Number";
 
 /// Any JSON without NUL, which PostgreSQL cannot store. Nested as deeply as it can be read back.
@@ -70,7 +72,7 @@ impl<'de> Deserialize<'de> for Name {
                 refuse_nul(name)?;
                 match name {
                     NUMBER => Ok(Name::Number),
-                    name if name.starts_with(RESERVED) => {
+                    name if name.starts_with(RESERVED_NAMES) => {
                         Err(E::custom(format!("the name `{name}` is reserved")))
                     }
                     _ => Ok(Name::Other),

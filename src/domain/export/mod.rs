@@ -15,6 +15,7 @@ use super::{AgentId, ShortText, Status, TaskId, UserId};
 use check::{optional_time, time};
 
 pub use error::RecordError;
+pub use json::RESERVED_NAMES;
 pub use parse::{ImportRecord, WholeTask, first_name};
 
 /// The version of the format. Version 1 had one line for a whole task.
