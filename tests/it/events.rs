@@ -131,7 +131,7 @@ async fn nothing_is_written_where_nobody_watches() {
 }
 
 /// Waits until all watches have ended. A watch releases its lock some time after its stream ended.
-async fn until_unwatched(app: &TestApp) {
+pub async fn until_unwatched(app: &TestApp) {
     let mut connection = cluster::connect(&app.database).await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";

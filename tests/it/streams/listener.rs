@@ -10,6 +10,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use task_history::domain::{Limits, TaskId};
 
 use super::{get_events, instance, patient_limits};
+use crate::events::until_unwatched;
 use crate::support::proxy::Proxy;
 use crate::support::sse_client::SseClient;
 use crate::support::test_app::TestApp;
@@ -179,10 +180,7 @@ async fn many_watches_cost_their_own_organization_only() {
         tokio::time::timeout(TIMEOUT, watches[n].changed()).await.expect("an announcement");
     }
     drop(watches);
-    let mut connection = cluster::connect(&app.database).await;
-    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    cluster::until_count(&mut connection, locks, |count| count == 0).await;
+    until_unwatched(&app).await;
 }
 
 /// The key of a task's lock follows from a secret of the database, so nobody else can choose an id
