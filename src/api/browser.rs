@@ -10,10 +10,9 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::auth::API_KEY_HEADER;
 use super::client::REQUEST_ID;
+use super::request::body::TEXT_REPLACED;
+use super::response::TASK_TURN;
 use crate::domain::CorsOrigins;
-
-/// The number of the turn that an answer is about.
-const TASK_TURN: HeaderName = HeaderName::from_static("x-task-turn");
 
 /// How long a browser may keep the answer to a preflight request. Some keep it for two hours at
 /// most.
@@ -64,7 +63,13 @@ pub(super) fn cors(origins: &CorsOrigins) -> Option<CorsLayer> {
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         // The key is a header that a page sets, not a cookie: no header gives a site more rights.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([header::LINK, header::RETRY_AFTER, REQUEST_ID, TASK_TURN])
+        .expose_headers([
+            header::LINK,
+            header::RETRY_AFTER,
+            REQUEST_ID,
+            HeaderName::from_static(TASK_TURN),
+            TEXT_REPLACED,
+        ])
         .max_age(PREFLIGHT_MAX_AGE);
     Some(layer)
 }

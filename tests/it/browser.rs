@@ -115,7 +115,7 @@ async fn only_listed_sites_may_call() {
     assert_eq!(status, StatusCode::OK);
     assert_eq!(headers[allowed], ours);
     let exposed = headers["access-control-expose-headers"].to_str().expect("ASCII");
-    for name in ["link", "retry-after", "x-request-id", "x-task-turn"] {
+    for name in ["link", "retry-after", "x-request-id", "x-task-turn", "x-text-replaced"] {
         assert!(exposed.contains(name), "{exposed}");
     }
     // A page can read errors too.

@@ -26,7 +26,7 @@ const MAX_DISCARDED_BYTES: usize = 64 << 20;
 const FIRST_BYTES: usize = 64 << 10;
 
 /// How many texts of a report were changed, so that it could be stored. Absent if none was.
-const TEXT_REPLACED: HeaderName = HeaderName::from_static("x-text-replaced");
+pub(crate) const TEXT_REPLACED: HeaderName = HeaderName::from_static("x-text-replaced");
 
 /// A body as JSON; `None` if it is empty. A lone surrogate in it is an error.
 pub(crate) struct JsonBody {

@@ -17,13 +17,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::event_reader::{EventReader, StreamEnd};
-use super::execution::{AgentExecution, Timestamp};
+use super::event_start::{StreamStart, WrittenState, read_state, write_task};
+use super::execution::Timestamp;
 use super::json_stream::HeldBytes;
 use crate::api::state::AppState;
-use crate::domain::{Credential, EventKind, OrganizationId, Status, Task, TaskId, TurnState};
-use crate::store::{
-    EventBatch, Reservation, STEP_BYTES, StoreError, StoredEvent, TaskPosition, Watch,
-};
+use crate::domain::{Credential, EventKind, OrganizationId, Task, TaskId, TurnState};
+use crate::store::{EventBatch, Reservation, STEP_BYTES, StoreError, StoredEvent, Watch};
 
 /// The answer to a request for events.
 pub(crate) type EventStream = ([(HeaderName, &'static str); 3], Body);
@@ -53,10 +52,9 @@ pub(crate) fn stream(
     state: AppState,
     credential: Credential,
     watch: Watch,
-    task: (TaskId, TaskPosition),
+    id: TaskId,
     start: StreamStart,
 ) -> EventStream {
-    let (id, position) = task;
     let (sender, receiver) = mpsc::channel(1);
     // The first event is sent before the reader asks.
     let demand = Arc::new(Semaphore::new(1));
@@ -68,7 +66,7 @@ pub(crate) fn stream(
         organization: credential.organization_id,
         id,
         seen: 0,
-        turn: position.turn,
+        turn: start.turn(),
         sender,
         demand: demand.clone(),
     };
@@ -108,56 +106,6 @@ fn format_event(
     let id = number.map(|number| format!("id: {number}\n")).unwrap_or_default();
     let parts = [&id, "data: ", envelope.trim_end_matches('}'), ",\"data\":", data, "}\n\n"];
     Bytes::from(parts.concat())
-}
-
-/// Where a stream begins.
-pub(crate) enum StreamStart {
-    /// With the event after this one.
-    After(i64),
-    /// With a state of the task.
-    At(WrittenState),
-}
-
-/// A state of a task, written as the data of an event.
-pub(crate) struct WrittenState {
-    turn: i32,
-    /// The number of the task's latest event.
-    event: i64,
-    kind: &'static str,
-    time: DateTime<Utc>,
-    json: String,
-    reservation: Reservation,
-}
-
-/// Reads the current state of a task, and writes it.
-pub(crate) async fn read_state(
-    state: &AppState,
-    organization: OrganizationId,
-    id: &TaskId,
-) -> Result<WrittenState, StoreError> {
-    let reservation = state.store.start_read(organization).await?;
-    let task = state.store.get_task(organization, id).await?;
-    let (turn, event, time) = (task.turn.number, task.events, task.summary.updated_at);
-    let kind = match task.turn.state.status {
-        Status::Pending => EventKind::CREATED,
-        status if status.is_terminal() => EventKind::FINISHED,
-        _ => EventKind::UPDATED,
-    };
-    let (json, reservation) = write_task(state, organization, task, reservation).await?;
-    Ok(WrittenState { turn, event, kind, time, json, reservation })
-}
-
-/// A task as JSON, and the memory that it takes.
-async fn write_task(
-    state: &AppState,
-    organization: OrganizationId,
-    task: Task,
-    mut reservation: Reservation,
-) -> Result<(String, Reservation), StoreError> {
-    let json = serde_json::to_string(&AgentExecution::from(task)).expect("plain data");
-    state.store.hold_read(organization, &mut reservation, json.len()).await?;
-    reservation.end_read(json.len());
-    Ok((json, reservation))
 }
 
 /// The source of one stream. It reads events and sends them to the reader, and keeps only the
@@ -202,7 +150,7 @@ impl EventStreamTask {
 
     async fn follow(&mut self, watch: &Watch, start: StreamStart) -> Result<Infallible, StreamEnd> {
         match start {
-            StreamStart::After(event) => {
+            StreamStart::After { event, .. } => {
                 self.seen = event;
                 self.catch_up().await?;
                 if self.has_ended().await? {

@@ -1,6 +1,7 @@
 //! Writing answers: what knows no route.
 
 pub(crate) mod event_reader;
+pub(crate) mod event_start;
 pub(crate) mod event_stream;
 pub(crate) mod execution;
 pub(crate) mod json_stream;

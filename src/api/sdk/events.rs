@@ -17,7 +17,8 @@ use crate::api::openapi::schemas;
 use crate::api::request::body::{ReportBody, TextReplaced};
 use crate::api::request::body_reader::BodyReader;
 use crate::api::request::path::TaskPath;
-use crate::api::response::event_stream::{self, EventStream, StreamStart};
+use crate::api::response::event_start::{StreamStart, read_state};
+use crate::api::response::event_stream::{self, EventStream};
 use crate::api::state::AppState;
 use crate::domain::{EventKind, NewEvent, ShortText};
 
@@ -60,13 +61,21 @@ pub(crate) async fn get_events(
 ) -> Result<EventStream, ApiError> {
     let after = read_last_event_id(&headers)?;
     let organization = caller.organization();
-    let (watch, position) = state.store.follow_position(organization, &task).await?;
-    // An event that there is not yet is no place to go on from.
-    let start = match after.filter(|after| *after <= position.events) {
-        Some(after) => StreamStart::After(after),
-        None => StreamStart::At(event_stream::read_state(&state, organization, &task).await?),
+    let watch = state.store.watch_task(organization, &task).await?;
+    let goes_on = match after {
+        Some(event) => {
+            let position = state.store.get_position(organization, &task).await?;
+            // An event that there is not yet is no place to go on from.
+            let turn = position.turn;
+            (event <= position.events).then_some(StreamStart::After { event, turn })
+        }
+        None => None,
     };
-    Ok(event_stream::stream(state, caller.credential(), watch, (task, position), start))
+    let start = match goes_on {
+        Some(start) => start,
+        None => StreamStart::At(read_state(&state, organization, &task).await?),
+    };
+    Ok(event_stream::stream(state, caller.credential(), watch, task, start))
 }
 
 fn read_last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ValidationErrors> {

@@ -18,11 +18,12 @@ use crate::api::request::body::JsonBody;
 use crate::api::request::invocation::InvocationRequest;
 use crate::api::request::path::AgentPath;
 use crate::api::request::query_reader::QueryReader;
-use crate::api::response::event_stream::{self, EventStream, StreamStart};
+use crate::api::response::event_start::{StreamStart, read_state};
+use crate::api::response::event_stream::{self, EventStream};
 use crate::api::response::execution::{TaskResponse, TurnHeader, recorded_response, turn_header};
 use crate::api::state::AppState;
-use crate::domain::{Limits, OrganizationId, Task};
-use crate::store::{RecordedInvocation, Store, StoreError, TaskPosition, Watch};
+use crate::domain::{Credential, Limits, OrganizationId, Task, TaskId};
+use crate::store::{RecordedInvocation, Store, StoreError, Watch};
 
 /// How tasks of REST v1 are invoked, unless their callers say otherwise.
 const SOURCE: &str = "api";
@@ -203,29 +204,28 @@ pub(crate) async fn invoke_stream(
     let invocation = read(agent, query.as_deref(), &headers, body, state.clock.now())?;
     // Watched before it is recorded, so that the stream starts with the turn's creation.
     let watch = state.store.watch_task(organization, invocation.task()).await?;
-    let (watch, id, position, after) = match invocation.record(&state.store, organization).await? {
+    let id = match invocation.record(&state.store, organization).await? {
         RecordedInvocation::New(task) => {
-            let (turn, events) = (task.turn.number, task.events);
-            let status = task.turn.state.status;
-            let position = TaskPosition { turn, events, status };
-            (watch, task.summary.id, position, Some(events - 1))
+            // The turn is recorded as an event: it was watched before.
+            let start = StreamStart::After { event: task.events - 1, turn: task.turn.number };
+            return Ok(stream(state, caller.credential(), watch, task.summary.id, start));
         }
-        RecordedInvocation::Replayed(task) => {
-            let id = task.summary.id;
-            let (watch, position) = state.store.follow_position(organization, &id).await?;
-            (watch, id, position, None)
-        }
-        RecordedInvocation::Answered { id, .. } => {
-            let (watch, position) = state.store.follow_position(organization, &id).await?;
-            (watch, id, position, None)
-        }
+        RecordedInvocation::Replayed(task) => task.summary.id,
+        RecordedInvocation::Answered { id, .. } => id,
     };
-    let start = match after {
-        // The turn is recorded as an event: it was watched before.
-        Some(after) => StreamStart::After(after),
-        None => StreamStart::At(event_stream::read_state(&state, organization, &id).await?),
-    };
-    let number = turn_header(position.turn);
-    let task = (id, position);
-    Ok((number, event_stream::stream(state, caller.credential(), watch, task, start)))
+    // A repetition may have another id than the task that was recorded first.
+    let watch = state.store.watch_task(organization, &id).await?;
+    let start = StreamStart::At(read_state(&state, organization, &id).await?);
+    Ok(stream(state, caller.credential(), watch, id, start))
+}
+
+fn stream(
+    state: AppState,
+    credential: Credential,
+    watch: Watch,
+    id: TaskId,
+    start: StreamStart,
+) -> (TurnHeader, EventStream) {
+    let turn = turn_header(start.turn());
+    (turn, event_stream::stream(state, credential, watch, id, start))
 }

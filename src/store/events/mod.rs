@@ -62,18 +62,6 @@ impl Store {
         self.notifier.watch(organization, id).await
     }
 
-    /// Watches a task, then reads how far it is: every later change wakes the watch, and no change
-    /// in between is missed.
-    pub async fn follow_position(
-        &self,
-        organization: OrganizationId,
-        id: &TaskId,
-    ) -> Result<(Watch, TaskPosition), StoreError> {
-        let watch = self.watch_task(organization, id).await?;
-        let position = self.get_position(organization, id).await?;
-        Ok((watch, position))
-    }
-
     /// How far a task is.
     pub async fn get_position(
         &self,
