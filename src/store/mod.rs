@@ -29,6 +29,7 @@ pub use error::StoreError;
 pub use events::{EventBatch, StoredEvent, TaskPosition, Watch};
 pub use key_watch::KeyWatch;
 pub use read_budget::{Reservation, STEP_BYTES};
+pub use shares::Shares;
 pub use tasks::{MAX_SUB_TASKS, SUB_TASK_PAGE, SubTask, SummaryStep};
 pub use threads::{ThreadReader, ThreadScope, ThreadStep};
 pub use transfer::{LargeTaskImport, TaskExport};

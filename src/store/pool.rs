@@ -23,7 +23,7 @@ use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleErro
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Executor};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,7 @@ const SNAPSHOT_RESPONSE_TIMEOUT: Duration = Duration::from_hours(12);
 #[derive(Clone)]
 pub(super) struct Pool {
     connections: managed::Pool<ConnectionManager>,
-    shares: Shares,
+    shares: Shares<Semaphore>,
     heartbeat: Heartbeat,
     pool_timeout: Duration,
     response_timeout: Duration,
@@ -119,7 +119,7 @@ impl Pool {
         let connections = pool.expect("a pool with a runtime can be built");
         Self {
             connections,
-            shares: Shares::new(size.div_ceil(2)),
+            shares: Shares::new(move || Semaphore::new(size.div_ceil(2))),
             heartbeat: heartbeat.clone(),
             pool_timeout: limits.pool_timeout,
             response_timeout: limits.response_timeout,

@@ -32,8 +32,8 @@ const MAX_READING: usize = 2;
 #[derive(Clone)]
 pub(super) struct ReadBudget {
     total: Arc<Semaphore>,
-    shares: Shares,
-    reading: Shares,
+    shares: Shares<Semaphore>,
+    reading: Shares<Semaphore>,
     timeout: Duration,
 }
 
@@ -53,8 +53,8 @@ impl ReadBudget {
     pub(super) fn new(timeout: Duration) -> Self {
         Self {
             total: Arc::new(Semaphore::new(MAX_BYTES)),
-            shares: Shares::new(MAX_ORGANIZATION_BYTES),
-            reading: Shares::new(MAX_READING),
+            shares: Shares::new(|| Semaphore::new(MAX_ORGANIZATION_BYTES)),
+            reading: Shares::new(|| Semaphore::new(MAX_READING)),
             timeout,
         }
     }

@@ -1,13 +1,13 @@
 //! The memory of request bodies: what all bodies in flight may have together.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use crate::api::error::ApiError;
 use crate::domain::OrganizationId;
+use crate::store::Shares;
 
 /// Most bytes of all bodies in flight.
 const MAX_BYTES: u32 = 64 << 20;
@@ -21,8 +21,8 @@ const MAX_VALUES: u32 = 400_000;
 #[derive(Clone)]
 pub(crate) struct BodyMemory {
     all: Arc<Pool>,
-    /// The halves of the organizations that have bodies in flight.
-    shares: Arc<Mutex<HashMap<OrganizationId, Weak<Pool>>>>,
+    /// The half of each organization.
+    shares: Shares<Pool>,
 }
 
 /// What is left of a limit.
@@ -32,26 +32,20 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(divisor: u32) -> Arc<Self> {
+    fn new(divisor: u32) -> Self {
         let semaphore = |max: u32| Semaphore::new((max / divisor) as usize);
-        Arc::new(Self { bytes: semaphore(MAX_BYTES), values: semaphore(MAX_VALUES) })
+        Self { bytes: semaphore(MAX_BYTES), values: semaphore(MAX_VALUES) }
     }
 }
 
 impl BodyMemory {
     pub(crate) fn new() -> Self {
-        Self { all: Pool::new(1), shares: Arc::default() }
+        Self { all: Arc::new(Pool::new(1)), shares: Shares::new(|| Pool::new(2)) }
     }
 
     /// A claim that has nothing yet. It waits for at most `timeout`.
     pub(super) fn claim(&self, organization: OrganizationId, timeout: Duration) -> BodyClaim {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = shares.get(&organization).and_then(Weak::upgrade).unwrap_or_else(|| {
-            shares.retain(|_, share| share.strong_count() > 0);
-            let share = Pool::new(2);
-            shares.insert(organization, Arc::downgrade(&share));
-            share
-        });
+        let share = self.shares.of(organization);
         BodyClaim { all: self.all.clone(), share, timeout, bytes: 0, values: 0 }
     }
 }
